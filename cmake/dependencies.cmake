@@ -1,0 +1,71 @@
+# Libraries from the system's packages (tools/bootstrap installs them), under names that do not
+# depend on the distribution: rubato::grpc, rubato::protobuf, rubato::yaml, rubato::log,
+# rubato::json, rubato::cli11, rubato::prometheus.
+
+set(THREADS_PREFER_PTHREAD_FLAG ON)
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+find_package(Python3 3.9 COMPONENTS Interpreter REQUIRED)
+
+function(rubato_find package)
+  find_package(${package} QUIET ${ARGN})
+  if(NOT ${package}_FOUND)
+    message(FATAL_ERROR "${package} was not found. Run tools/bootstrap, then configure again.")
+  endif()
+endfunction()
+
+rubato_find(GTest)
+rubato_find(benchmark)
+rubato_find(fmt CONFIG)
+rubato_find(spdlog CONFIG)
+rubato_find(yaml-cpp CONFIG)
+rubato_find(nlohmann_json CONFIG)
+rubato_find(CLI11 CONFIG)
+rubato_find(prometheus-cpp CONFIG)
+rubato_find(Protobuf)
+
+add_library(rubato_log INTERFACE)
+target_link_libraries(rubato_log INTERFACE spdlog::spdlog fmt::fmt)
+add_library(rubato::log ALIAS rubato_log)
+
+add_library(rubato_json INTERFACE)
+target_link_libraries(rubato_json INTERFACE nlohmann_json::nlohmann_json)
+add_library(rubato::json ALIAS rubato_json)
+
+add_library(rubato_cli11 INTERFACE)
+target_link_libraries(rubato_cli11 INTERFACE CLI11::CLI11)
+add_library(rubato::cli11 ALIAS rubato_cli11)
+
+add_library(rubato_prometheus INTERFACE)
+target_link_libraries(rubato_prometheus INTERFACE prometheus-cpp::pull prometheus-cpp::core)
+add_library(rubato::prometheus ALIAS rubato_prometheus)
+
+add_library(rubato_yaml INTERFACE)
+if(TARGET yaml-cpp::yaml-cpp)
+  target_link_libraries(rubato_yaml INTERFACE yaml-cpp::yaml-cpp)
+else()
+  target_link_libraries(rubato_yaml INTERFACE yaml-cpp)
+endif()
+add_library(rubato::yaml ALIAS rubato_yaml)
+
+find_program(RUBATO_PROTOC protoc)
+find_program(RUBATO_GRPC_CPP_PLUGIN grpc_cpp_plugin)
+if(NOT RUBATO_PROTOC OR NOT RUBATO_GRPC_CPP_PLUGIN)
+  message(FATAL_ERROR "protoc or grpc_cpp_plugin was not found. Run tools/bootstrap.")
+endif()
+
+# The distributions' CMake configuration for gRPC names the shared libraries only; pkg-config knows
+# both kinds, so both builds go through it.
+pkg_check_modules(RUBATO_GRPC REQUIRED QUIET grpc++ protobuf)
+add_library(rubato_protobuf INTERFACE)
+add_library(rubato::protobuf ALIAS rubato_protobuf)
+add_library(rubato_grpc INTERFACE)
+add_library(rubato::grpc ALIAS rubato_grpc)
+target_link_libraries(rubato_protobuf INTERFACE Threads::Threads)
+target_link_libraries(rubato_grpc INTERFACE rubato_protobuf)
+if(RUBATO_STATIC_GRPC)
+  include(${CMAKE_CURRENT_LIST_DIR}/static_grpc.cmake)
+else()
+  target_link_libraries(rubato_protobuf INTERFACE protobuf)
+  target_link_libraries(rubato_grpc INTERFACE grpc++ grpc gpr)
+endif()
