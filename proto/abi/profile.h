@@ -1,9 +1,10 @@
 // The profile table: how long each op takes on one device, and how an op is recognised.
 //
-// One region per device, written by the scheduler from the samples that sessions report, read by every best-effort
-// session on its launch path: a hash table with open addressing and bounded probing, so a look-up costs one or two
-// cache lines and no lock. Entries are never moved; a reader that meets a half-written entry sees an old or a new
-// duration, each a valid prediction. Unknown keys are answered by the caller's default.
+// One region per device, written by the scheduler from the samples that sessions report, read by
+// every best-effort session on its launch path: a hash table with open addressing and bounded
+// probing, so a look-up costs one or two cache lines and no lock. Entries are never moved; a reader
+// that meets a half-written entry sees an old or a new duration, each a valid prediction. Unknown
+// keys are answered by the caller's default.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +23,11 @@ enum class OpKind : uint32_t {
   kCopyDevice = 4,  // Device to device.
   kCopyOther = 5,   // Direction unknown before the call (unified addressing).
   kMemset = 6,
-  kSegment = 7,     // Part of a graph.
+  kSegment = 7,  // Part of a graph.
 };
 
-// Mixes one more word into a hash (the finaliser of splitmix64, public domain: bijective, so nothing is lost).
+// Mixes one more word into a hash (the finaliser of splitmix64, public domain: bijective, so
+// nothing is lost).
 inline constexpr uint64_t Mix(uint64_t hash, uint64_t word) {
   uint64_t x = hash ^ (word + 0x9e3779b97f4a7c15ull + (hash << 6) + (hash >> 2));
   x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -40,39 +42,47 @@ inline constexpr uint64_t HashName(const char* name) {
   return hash;
 }
 
-// Kernel key without history: function, grid, block, dynamic shared memory. Never 0, which marks a free entry.
-inline constexpr uint64_t KernelKey(uint64_t name_hash, uint32_t grid_x, uint32_t grid_y, uint32_t grid_z, uint32_t block_x,
-                                    uint32_t block_y, uint32_t block_z, uint32_t shared_bytes) {
+// Kernel key without history: function, grid, block, dynamic shared memory. Never 0, which marks a
+// free entry.
+inline constexpr uint64_t KernelKey(uint64_t name_hash, uint32_t grid_x, uint32_t grid_y,
+                                    uint32_t grid_z, uint32_t block_x, uint32_t block_y,
+                                    uint32_t block_z, uint32_t shared_bytes) {
   uint64_t key = Mix(name_hash, (static_cast<uint64_t>(grid_x) << 32) | grid_y);
   key = Mix(key, (static_cast<uint64_t>(grid_z) << 32) | (block_x << 16) | (block_y & 0xffffu));
   key = Mix(key, (static_cast<uint64_t>(block_z) << 32) | shared_bytes);
   return key == 0 ? 1 : key;
 }
 
-// Copies and memsets: kind and size class (four classes per power of two; a copy of another class is another key).
+// Copies and memsets: kind and size class (four classes per power of two; a copy of another class
+// is another key).
 inline constexpr uint64_t CopyKey(OpKind kind, uint64_t bytes) {
   if (bytes == 0) bytes = 1;
   const unsigned log = 63u - static_cast<unsigned>(__builtin_clzll(bytes));
   const uint64_t quarter = log >= 2 ? (bytes >> (log - 2)) & 3u : 0;
-  return Mix(0x636f7079u + static_cast<uint64_t>(kind), (static_cast<uint64_t>(log) << 2) | quarter) | 1u;
+  return Mix(0x636f7079u + static_cast<uint64_t>(kind),
+             (static_cast<uint64_t>(log) << 2) | quarter) |
+         1u;
 }
 
-// Key with history: persistent kernels of different problem sizes look alike, but what ran before them does not.
+// Key with history: persistent kernels of different problem sizes look alike, but what ran before
+// them does not.
 inline constexpr uint64_t HistoryKey(uint64_t base_key, uint64_t history) {
   const uint64_t key = Mix(base_key, history);
   return key == 0 ? 1 : key;
 }
 inline constexpr unsigned kHistoryLength = 4;  // Base keys that make up `history`.
 
-struct ProfileEntry {      // Written by the scheduler.
-  uint64_t key;            // 0: free. Stored last when the entry is made; constant until the entry is recycled.
-  uint32_t duration_ns;    // What to expect: EWMA that rises fast and falls slowly. Saturates at 2^32 - 1.
-  uint32_t max_ns;         // Longest of the last five measurements.
-  uint32_t spread_ns;      // Mean absolute deviation.
-  uint32_t sample_count;   // Saturates.
-  uint32_t by_share_ns[4]; // Expected duration on 1/8, 1/4, 1/2, 3/4 of the SMs; 0: not measured.
-  uint64_t last_sample_ns; // CLOCK_MONOTONIC.
-  uint32_t kind;           // OpKind.
+struct ProfileEntry {  // Written by the scheduler.
+  uint64_t
+      key;  // 0: free. Stored last when the entry is made; constant until the entry is recycled.
+  uint32_t
+      duration_ns;  // What to expect: EWMA that rises fast and falls slowly. Saturates at 2^32 - 1.
+  uint32_t max_ns;  // Longest of the last five measurements.
+  uint32_t spread_ns;       // Mean absolute deviation.
+  uint32_t sample_count;    // Saturates.
+  uint32_t by_share_ns[4];  // Expected duration on 1/8, 1/4, 1/2, 3/4 of the SMs; 0: not measured.
+  uint64_t last_sample_ns;  // CLOCK_MONOTONIC.
+  uint32_t kind;            // OpKind.
   uint32_t reserved0;
   uint8_t reserved[8];
 };
@@ -81,7 +91,8 @@ static_assert(offsetof(ProfileEntry, by_share_ns) == 24);
 static_assert(offsetof(ProfileEntry, last_sample_ns) == 40);
 
 inline constexpr uint32_t kProfileEntries = 1u << 14;
-inline constexpr uint32_t kProfileProbes = 8;  // A key lies within this many entries of its home, or nowhere.
+inline constexpr uint32_t kProfileProbes =
+    8;  // A key lies within this many entries of its home, or nowhere.
 
 struct alignas(4096) ProfileRegion {
   RegionHeader header;

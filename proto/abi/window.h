@@ -1,10 +1,10 @@
 // What the fields of the other headers mean to a best-effort session: until when may its work run?
 //
-// The rule is part of the contract. Every session on a GPU evaluates it by itself, from copies of its neighbours' lines,
-// and two versions of the shim that disagreed about it would break each other's promise; so it stands here, as pure
-// functions of copied fields and a time, for the shim, the scheduler and the simulator alike.
-// Everything copied from a slot is hostile: times from the future or the far past must do no more harm than a job that
-// holds for `max_hold_ns`.
+// The rule is part of the contract. Every session on a GPU evaluates it by itself, from copies of
+// its neighbours' lines, and two versions of the shim that disagreed about it would break each
+// other's promise; so it stands here, as pure functions of copied fields and a time, for the shim,
+// the scheduler and the simulator alike. Everything copied from a slot is hostile: times from the
+// future or the far past must do no more harm than a job that holds for `max_hold_ns`.
 #pragma once
 
 #include <cstdint>
@@ -25,30 +25,36 @@ struct RealtimeView {
 };
 
 enum class WindowState : uint8_t {
-  kOpen = 0,        // Work that finishes by `until_ns` may go.
-  kJob = 1,         // A job runs; look at the slot again, it ends without notice.
-  kRelease = 2,     // A release is due or overdue and its job has not been seen yet; look again by `retry_ns`.
-  kHoldIgnored = 3, // Open, although a job is open: it has been for longer than its limit.
+  kOpen = 0,         // Work that finishes by `until_ns` may go.
+  kJob = 1,          // A job runs; look at the slot again, it ends without notice.
+  kRelease = 2,      // A release is due or overdue and its job has not been seen yet; look again by
+                     // `retry_ns`.
+  kHoldIgnored = 3,  // Open, although a job is open: it has been for longer than its limit.
 };
 
 struct Window {
   WindowState state;
-  bool bounded;       // No valid release model: work in flight must also stay under the tenant's bound.
-  uint64_t until_ns;  // kOpen, kHoldIgnored: work must be done by then. kNever if nothing is predicted.
-  uint64_t retry_ns;  // Closed: nothing changes before this time unless the slot does. kNever: only the slot can.
+  bool bounded;  // No valid release model: work in flight must also stay under the tenant's bound.
+  uint64_t
+      until_ns;  // kOpen, kHoldIgnored: work must be done by then. kNever if nothing is predicted.
+  uint64_t retry_ns;  // Closed: nothing changes before this time unless the slot does. kNever: only
+                      // the slot can.
   uint64_t from_ns;   // Open: since when, as far as the slot tells (0: unknown).
 };
 
 // True if `release` may be extrapolated to `now_ns`.
 inline bool ReleaseUsable(const ReleaseLine& release, uint64_t now_ns) {
-  return (release.flags & kReleaseValid) != 0 && release.period_ns >= 1000 && now_ns < release.valid_until_ns &&
-         release.period_ns < (uint64_t{1} << 40) && release.phase_ns < (uint64_t{1} << 62) &&
-         release.early_ns < release.period_ns && release.late_ns < release.period_ns && release.margin_ns < release.period_ns;
+  return (release.flags & kReleaseValid) != 0 && release.period_ns >= 1000 &&
+         now_ns < release.valid_until_ns && release.period_ns < (uint64_t{1} << 40) &&
+         release.phase_ns < (uint64_t{1} << 62) && release.early_ns < release.period_ns &&
+         release.late_ns < release.period_ns && release.margin_ns < release.period_ns;
 }
 
-// The latest predicted release at or before `time_ns`. Releases extend without end in both directions.
+// The latest predicted release at or before `time_ns`. Releases extend without end in both
+// directions.
 inline uint64_t ReleaseAtOrBefore(const ReleaseLine& release, uint64_t time_ns) {
-  if (time_ns >= release.phase_ns) return time_ns - (time_ns - release.phase_ns) % release.period_ns;
+  if (time_ns >= release.phase_ns)
+    return time_ns - (time_ns - release.phase_ns) % release.period_ns;
   const uint64_t behind = release.phase_ns - time_ns;
   const uint64_t periods = (behind + release.period_ns - 1) / release.period_ns;
   const uint64_t back = periods * release.period_ns;
@@ -58,18 +64,22 @@ inline uint64_t ReleaseAtOrBefore(const ReleaseLine& release, uint64_t time_ns) 
 // Is a job of this session under way, as far as its slot tells?
 inline WindowState JobStateAt(const RealtimeView& view, uint64_t now_ns) {
   const JobLine& job = view.job;
-  const uint64_t think_ns = view.tenant.think_ns < view.tenant.max_hold_ns ? view.tenant.think_ns : view.tenant.max_hold_ns;
+  const uint64_t think_ns = view.tenant.think_ns < view.tenant.max_hold_ns
+                                ? view.tenant.think_ns
+                                : view.tenant.max_hold_ns;
   bool busy = false;
   if (job.state == static_cast<uint32_t>(JobState::kOpen)) {
     busy = true;
   } else if (job.state == static_cast<uint32_t>(JobState::kDraining)) {
     busy = !view.words_reached || think_ns != 0;
   } else {
-    busy = !view.words_reached || (job.last_end_ns <= now_ns && now_ns - job.last_end_ns < think_ns);
+    busy =
+        !view.words_reached || (job.last_end_ns <= now_ns && now_ns - job.last_end_ns < think_ns);
   }
   if (!busy) return WindowState::kOpen;
   // A beginning in the future counts as one that is long past: it cannot be true.
-  const bool held_too_long = job.first_op_ns > now_ns || now_ns - job.first_op_ns >= view.tenant.max_hold_ns;
+  const bool held_too_long =
+      job.first_op_ns > now_ns || now_ns - job.first_op_ns >= view.tenant.max_hold_ns;
   return held_too_long ? WindowState::kHoldIgnored : WindowState::kJob;
 }
 
@@ -85,12 +95,15 @@ inline Window WindowOf(const RealtimeView& view, uint64_t now_ns) {
   const ReleaseLine& release = view.release;
   if (!ReleaseUsable(release, now_ns)) return window;
   window.bounded = false;
-  // The release whose earliest instant, less the margin, lies at or before now: its job has come, or is still awaited.
+  // The release whose earliest instant, less the margin, lies at or before now: its job has come,
+  // or is still awaited.
   const uint64_t lead_ns = release.early_ns + release.margin_ns;
   const uint64_t due_ns = ReleaseAtOrBefore(release, now_ns + lead_ns);
   const uint64_t next_ns = due_ns + release.period_ns;
-  // A job answers the release it is nearest to: one that began less than half a period before it is it already.
-  const bool answered = view.job.first_op_ns <= now_ns && view.job.first_op_ns + release.period_ns / 2 >= due_ns;
+  // A job answers the release it is nearest to: one that began less than half a period before it is
+  // it already.
+  const bool answered =
+      view.job.first_op_ns <= now_ns && view.job.first_op_ns + release.period_ns / 2 >= due_ns;
   if (!answered && now_ns < due_ns + release.late_ns && window.state != WindowState::kHoldIgnored) {
     window.state = WindowState::kRelease;
     window.until_ns = 0;
