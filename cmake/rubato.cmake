@@ -9,6 +9,10 @@
 
 include_guard(GLOBAL)
 
+# What the sanitizer passes and the fuzz pass build.
+add_custom_target(unit_tests)
+add_custom_target(fuzzers)
+
 # A static library, or an interface library where there are no sources. INTERFACE_DEPS are needed
 # only by those who include the headers.
 function(rubato_library)
@@ -96,6 +100,9 @@ function(rubato_test)
   )
   if(arg_NEEDS)
     add_dependencies(${arg_NAME} ${arg_NEEDS})
+  endif()
+  if(NOT arg_LABELS OR "unit" IN_LIST arg_LABELS)
+    add_dependencies(unit_tests ${arg_NAME})
   endif()
   add_test(NAME ${arg_NAME} COMMAND ${arg_NAME} ${arg_ARGS})
   set(serial "")
@@ -202,6 +209,7 @@ function(rubato_fuzzer)
     add_test(NAME ${arg_NAME} COMMAND ${arg_NAME} ${arg_CORPUS})
     set(limit 120)
   endif()
+  add_dependencies(fuzzers ${arg_NAME})
   rubato_test_properties(${arg_NAME} LABELS fuzz TIMEOUT ${limit})
 endfunction()
 
