@@ -210,13 +210,14 @@ struct JobRecord {
   uint64_t first_op_ns;  // Earliest sign of the job.
   uint64_t end_ns;       // Return of the synchronising call that closed it.
   uint32_t sequence;
-  uint32_t flags;         // kJobSplit.
+  uint32_t flags;         // kJobContinued.
   uint32_t op_count;      // Ops of the job; saturates.
   uint32_t host_wait_ns;  // Time spent in the closing call; saturates at 2^32 - 1.
 };
 static_assert(sizeof(JobRecord) == 32);
-inline constexpr uint32_t kJobSplit =
-    1u << 0;  // The op after this record came within the think time: one job, not two.
+// The first op came within the think time of the previous record's end: this record continues that
+// job, whose end is this one's.
+inline constexpr uint32_t kJobContinued = 1u << 0;
 inline constexpr uint32_t kJobRing = 256;
 
 // How an op was measured, and which op it was.
@@ -230,6 +231,8 @@ struct SampleRecord {
   uint32_t flags;
 };
 static_assert(sizeof(SampleRecord) == 32);
+// A neighbour may have run between the two ends of the measurement: it may be too long.
+inline constexpr uint32_t kSampleDisturbed = 1u << 0;
 inline constexpr uint32_t kSampleRing = 1024;
 
 struct NameRecord {  // Announces the name behind a kernel key's function hash, once per process.
