@@ -70,7 +70,10 @@ inline constexpr uint64_t HistoryKey(uint64_t base_key, uint64_t history) {
   const uint64_t key = Mix(base_key, history);
   return key == 0 ? 1 : key;
 }
-inline constexpr unsigned kHistoryLength = 4;  // Base keys that make up `history`.
+// A history is the low 16 bits of the stream's last four base keys, the newest lowest.
+inline constexpr uint64_t PushHistory(uint64_t history, uint64_t base_key) {
+  return (history << 16) | (base_key & 0xffffu);
+}
 
 struct ProfileEntry {  // Written by the scheduler.
   uint64_t
