@@ -39,6 +39,12 @@ function(rubato_executable)
     ${arg_NAME} PRIVATE "${CMAKE_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/generated"
   )
   target_link_libraries(${arg_NAME} PRIVATE ${arg_DEPS})
+  if(RUBATO_STATIC_GRPC)
+    # tools/bundle puts the libraries that have no archives there. DT_RPATH, not RUNPATH: they need
+    # each other, and only DT_RPATH holds for what a library needs in turn.
+    set_target_properties(${arg_NAME} PROPERTIES BUILD_RPATH "$ORIGIN/../lib/deps")
+    target_link_options(${arg_NAME} PRIVATE "-Wl,--disable-new-dtags")
+  endif()
 endfunction()
 
 # Environment and limits that every test gets, whatever it is written in.
