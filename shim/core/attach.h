@@ -30,13 +30,8 @@ void RefreshPeers(DeviceSession* session);
 // tries to re-attach.
 void MaintainConnection(const Driver& driver, uint64_t now_ns);
 
-// Calls `visit(const DeviceView&, Peer, SessionEntry copy)`-like code over live peers: see gate.cc.
-// Between these two the mappings reached through the session's views stay valid.
-inline void EnterViews(DeviceSession* session) {
-  __atomic_fetch_add(&session->gate_readers, 1u, __ATOMIC_ACQUIRE);
-}
-inline void LeaveViews(DeviceSession* session) {
-  __atomic_fetch_sub(&session->gate_readers, 1u, __ATOMIC_RELEASE);
-}
+// Views and peers are mapped over in place and never unmapped (state.h), so readers need no mark.
+inline void EnterViews(DeviceSession*) {}
+inline void LeaveViews(DeviceSession*) {}
 
 }  // namespace rubato::shim

@@ -4,10 +4,10 @@
 // function. Open addressing in memory from mmap; a full table is replaced by one of twice the size,
 // or, when it is mostly graves, by its twin of the same size, so a program that allocates and frees
 // for ever costs a bounded amount of memory. Writers take a spin lock for the few cache lines they
-// touch (never across a driver call; a rebuild holds it longer, but a table grows a dozen times at
-// most). Readers take none: they repeat a probe only if an entry was erased under it. A map of zero
-// bytes is an empty map: it lives in zeroed memory and has neither constructor nor destructor. Put
-// it where a fork wipes it (state.h), since a child must not meet its parent's lock.
+// touch, never across a driver call. Readers take none: they repeat a probe only if an entry was
+// erased under it. A map of zero bytes is an empty map: it lives in zeroed memory and has neither
+// constructor nor destructor. Put it where a fork wipes it (state.h): a child must not meet its
+// parent's lock.
 #pragma once
 
 #include <cstddef>

@@ -3,9 +3,10 @@
 // ProcessState is one page that the kernel replaces by zeros in the child of a fork
 // (MADV_WIPEONFORK), so a child starts as a process that has never attached, whatever its parent
 // was doing, and without an atfork handler. Everything else hangs off this page by pointers into
-// mappings that are never moved or freed while a thread may use them. Threads: any thread of the
-// host program may be in any function of the shim at any time. Fields are atomics accessed by
-// proto/abi/atomic.h unless their comment says who alone uses them.
+// mappings that are never moved or unmapped: what becomes stale is mapped over at the same address,
+// so a thread that still looks at it may see somebody else's numbers, but never a fault. Threads:
+// any thread of the host program may be in any function of the shim at any time. Fields are atomics
+// accessed by proto/abi/atomic.h unless their comment says who alone uses them.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include "proto/abi/profile.h"
 #include "proto/abi/slot.h"
 #include "shim/core/driver.h"
+#include "shim/core/handle_map.h"
 
 namespace rubato::shim {
 
@@ -28,15 +30,23 @@ enum class Phase : uint32_t {
 };
 
 // Another session on the same device, as this one sees it. Made and replaced by the refreshing
-// thread.
+// thread. Read it through PeerSlot.
 struct Peer {
   const abi::SlotRegion* slot;  // Read-only mapping; null: no peer here.
   uint32_t generation;          // Of the directory entry this mapping belongs to.
   uint32_t reserved;
 };
 
-// What this process knows of one scheduler instance's device page. After a re-attach the earlier
-// view is obeyed as well until its lease ends (`until_ns`).
+// The peer's slot if it is mapped for `generation` of its directory entry, else null: then the
+// session behind the entry has not been fetched yet, and says nothing.
+inline const abi::SlotRegion* PeerSlot(const Peer& peer, uint32_t generation) {
+  const abi::SlotRegion* slot = abi::LoadAcquire(peer.slot);
+  if (slot == nullptr || abi::LoadAcquire(peer.generation) != generation) return nullptr;
+  return abi::LoadRelaxed(peer.slot) == slot ? slot : nullptr;
+}
+
+// What this process knows of one scheduler instance's device page. A session has two, used in turn:
+// after a re-attach the earlier view is obeyed as well until its lease ends (`until_ns`).
 struct DeviceView {
   const abi::DeviceRegion* page;
   const abi::ProfileRegion* profile;
@@ -48,6 +58,7 @@ struct DeviceView {
       generation;  // Of the directory when `peers` was made; compared with the page's at each gate.
   uint64_t until_ns;              // abi::kNever for the current view.
   Peer peers[abi::kMaxSessions];  // By directory index.
+  uint8_t* memory;                // Address space of the mappings above, in attach.cc's order.
 };
 
 struct StreamTable;  // streams.h
@@ -57,13 +68,10 @@ struct Touch;        // touch.h
 struct DeviceSession {
   int ordinal;  // In this process.
   abi::SlotRegion*
-      slot;     // Writable mapping; kept until the process ends: a GPU may still write into it.
-  int slot_fd;  // Handed back when re-attaching.
-  DeviceView* view;      // Current.
-  DeviceView* previous;  // Of the last scheduler, under lease; or null.
-  uint32_t
-      gate_readers;  // Threads that evaluate the gate now: views and peers are unmapped only at 0.
-  uint32_t refreshing;  // 1 while one thread fetches peers.
+      slot;  // Writable mapping; kept until the process ends: a GPU may still write into it.
+  DeviceView* view;          // Current.
+  DeviceView* previous;      // Of the last scheduler, under lease; or null.
+  uint64_t next_refresh_ns;  // Peers are not fetched before this.
   StreamTable* streams;
   Sampler* sampler;
   Touch* touch;
@@ -74,25 +82,32 @@ struct DeviceSession {
   uint32_t registering;  // 1 while one thread registers.
 };
 
-struct ProcessState {
-  uint32_t phase;         // Phase.
+struct Connection;  // attach.cc
+
+struct alignas(4096) ProcessState {
+  uint32_t phase;         // Phase. Also a futex: threads wait here for the one that attaches.
   uint32_t reason;        // abi::DetachReason.
-  uint32_t tenant_class;  // abi::TenantClass, from Welcome.
-  uint32_t mode;          // abi::Mode, from Welcome.
-  uint64_t limit_bytes;   // From Welcome; 0: none.
+  uint32_t tenant_class;  // abi::TenantClass, from the first Welcome.
+  uint32_t mode;          // abi::Mode, from the first Welcome.
+  uint64_t limit_bytes;   // From the last Welcome; 0: none.
   uint64_t epoch;         // Of the scheduler instance attached to.
-  int32_t socket_fd;      // -1: none. Used by one thread at a time, guarded by `talking`.
-  uint32_t talking;  // 1 while one thread uses the socket. Tried, never waited for, outside cuInit.
+  uint32_t lost;          // 1: the scheduler is gone, and the views are what is left of it.
+  uint32_t talking;       // 1 while one thread uses `connection`. Tried, never waited for, outside
+                          // cuInit and the first use of a device.
   uint64_t
       next_contact_ns;  // Not before this: look whether the scheduler is gone, or try to re-attach.
   uint32_t active_captures;  // Stream captures begun and not ended in this process.
-  uint32_t
-      attached_before;  // 1 once a Welcome was received: a lost scheduler is then re-attached to.
+  uint32_t debug;            // 1: RUBATO_SHIM_DEBUG was set.
+  uint32_t owner_pid;        // Process this page belongs to: for kernels that do not wipe it.
+  uint32_t wiped_on_fork;    // 1: the kernel does.
+  Connection* connection;
   DeviceSession* devices[kMaxDevices];
+  uint32_t opening[kMaxDevices];  // 0 not tried, 1 a thread opens it, 2 cannot be opened.
+  HandleMap allocations[8];       // By AllocationKind: ledger.cc.
 };
-static_assert(sizeof(ProcessState) <= 4096);
+static_assert(sizeof(ProcessState) == 4096);
 
-extern ProcessState& g_state;  // The wiped page.
+extern ProcessState g_state;  // The wiped page.
 
 inline bool Attached() {
   return abi::LoadAcquire(g_state.phase) == static_cast<uint32_t>(Phase::kAttached);
