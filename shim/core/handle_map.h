@@ -58,12 +58,12 @@ class HandleMap {
     uint64_t key;
     uint64_t value;
   };
-  struct Table {
-    uint64_t mask;   // Number of entries less one; a power of two less one.
-    uint64_t bytes;  // Of the mapping.
-    uint64_t used;   // Entries that are not free, graves included. Under the lock.
-    uint64_t reserved[5];
-    Entry entries[1];  // mask + 1 of them.
+  struct alignas(64) Table {
+    uint64_t mask;  // Number of entries less one; a power of two less one.
+    uint64_t used;  // Entries that are not free, graves included. Under the lock.
+
+    Entry* entries() { return reinterpret_cast<Entry*>(this + 1); }
+    const Entry* entries() const { return reinterpret_cast<const Entry*>(this + 1); }
   };
 
   static uint64_t Home(uint64_t key) { return (key ^ (key >> 32)) * 0x9e3779b97f4a7c15ull >> 24; }
@@ -73,9 +73,9 @@ class HandleMap {
     // A table is never more than three quarters full: there is a free entry to stop at. The bound
     // is for a reader whose table is being rebuilt under it.
     for (uint64_t i = 0; i <= table.mask; ++i, at = (at + 1) & table.mask) {
-      const uint64_t found = abi::LoadAcquire(table.entries[at].key);
+      const uint64_t found = abi::LoadAcquire(table.entries()[at].key);
       if (found == key) {
-        *value = abi::LoadRelaxed(table.entries[at].value);
+        *value = abi::LoadRelaxed(table.entries()[at].value);
         return key != kNoKey && key != kGrave;
       }
       if (found == kNoKey) return false;
@@ -85,18 +85,19 @@ class HandleMap {
 
   void Lock();
   void Unlock();
-  // Readers that began before this repeat what they read.
-  void Disturb();
+  // Readers that began before this repeat what they read. Called after an entry was freed, so that
+  // nobody takes the value of its next user for its own; and before a retired table is filled.
+  void Disturb() { abi::StoreRelease(version_, version_ + 1); }
   static Table* MakeTable(uint64_t entries);
-  // A table with room for one more entry, or null. Under the lock.
+  // The table, with room for one more entry; null if there is no memory. Under the lock.
   Table* Roomy();
+  bool Put(uint64_t key, uint64_t* value, bool replace);
   static void Place(Table* table, uint64_t key, uint64_t value);
-  static Entry* Locate(Table* table, uint64_t key);
-  void Bury(Table* table, Entry* entry);
+  static void Free(Table* table, uint64_t at);
 
-  uint64_t version_;  // Grows before an entry is erased or a retired table is used again.
+  uint64_t version_;  // See Disturb.
   Table* table_;      // Null until the first insertion.
-  uint64_t live_;
+  uint64_t live_;     // Entries in use.
   Table* twin_;    // Retired, as large as `table_`, for the next rebuild; or null. Under the lock.
   uint32_t lock_;  // 1 while a thread writes.
   uint32_t reserved_;
