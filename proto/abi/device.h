@@ -164,23 +164,25 @@ static_assert(offsetof(DeviceRegion, sessions) == 0x1000);
 static_assert(offsetof(DeviceRegion, tenants) == 0x2000);
 static_assert(sizeof(DeviceRegion) == 0x6000);
 
+// How lines are copied: by words, each of them atomic, whatever fields they hold.
+inline constexpr unsigned kLineWords = 8;
+using LineWord = uint64_t __attribute__((may_alias));
+
 // Copies `*line` into `*out` if no write is under way; tries a few times. Returns false, and leaves
 // `*out` alone, if the writer was there each time (it died in the middle, say): the caller goes on
 // with its previous copy.
 template <typename Line>
 inline bool ReadLine(const Line& line, Line* out) {
-  static_assert(sizeof(Line) == 64);
+  static_assert(sizeof(Line) == kLineWords * sizeof(LineWord));
   for (int attempt = 0; attempt < 8; ++attempt) {
     const uint32_t before = LoadAcquire(line.sequence);
     if ((before & 1u) != 0) continue;
-    Line copy;
-    const auto* from = reinterpret_cast<const uint64_t*>(&line);
-    auto* to = reinterpret_cast<uint64_t*>(&copy);
-    for (unsigned i = 0; i < sizeof(Line) / sizeof(uint64_t); ++i)
-      to[i] = __atomic_load_n(from + i, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    uint64_t words[kLineWords];
+    const auto* from = reinterpret_cast<const LineWord*>(&line);
+    for (unsigned i = 0; i < kLineWords; ++i)
+      words[i] = __atomic_load_n(from + i, __ATOMIC_ACQUIRE);
     if (LoadRelaxed(line.sequence) == before) {
-      *out = copy;
+      __builtin_memcpy(out, words, sizeof(words));
       return true;
     }
   }
@@ -191,15 +193,15 @@ inline bool ReadLine(const Line& line, Line* out) {
 // thread.
 template <typename Line>
 inline void WriteLine(Line& line, Line value) {
-  static_assert(sizeof(Line) == 64);
+  static_assert(sizeof(Line) == kLineWords * sizeof(LineWord));
   const uint32_t before = LoadRelaxed(line.sequence) & ~1u;
-  StoreRelaxed(line.sequence, before + 1);
-  __atomic_thread_fence(__ATOMIC_RELEASE);
   value.sequence = before + 1;
-  const auto* from = reinterpret_cast<const uint64_t*>(&value);
-  auto* to = reinterpret_cast<uint64_t*>(&line);
-  for (unsigned i = 0; i < sizeof(Line) / sizeof(uint64_t); ++i)
-    __atomic_store_n(to + i, from[i], __ATOMIC_RELAXED);
+  StoreRelaxed(line.sequence, before + 1);
+  uint64_t words[kLineWords];
+  __builtin_memcpy(words, &value, sizeof(words));
+  auto* to = reinterpret_cast<LineWord*>(&line);
+  // Release stores: a reader that sees one of them sees the odd sequence too.
+  for (unsigned i = 0; i < kLineWords; ++i) __atomic_store_n(to + i, words[i], __ATOMIC_RELEASE);
   StoreRelease(line.sequence, before + 2);
 }
 

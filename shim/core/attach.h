@@ -30,8 +30,4 @@ void RefreshPeers(DeviceSession* session);
 // tries to re-attach.
 void MaintainConnection(const Driver& driver, uint64_t now_ns);
 
-// Views and peers are mapped over in place and never unmapped (state.h), so readers need no mark.
-inline void EnterViews(DeviceSession*) {}
-inline void LeaveViews(DeviceSession*) {}
-
 }  // namespace rubato::shim

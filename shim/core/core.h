@@ -19,19 +19,22 @@ namespace rubato::shim {
 void SetDriver(const Driver* driver);
 const Driver* GetDriver();
 
+// Makes the private parts of a session whose slot is mapped. False if memory ran out.
+bool EquipSession(DeviceSession* session);
+
 // ---- Ops
 // ------------------------------------------------------------------------------------------------------------
 // One launch-like call. Fill `kind`, `stream`, `per_thread` and what the kind needs; leave the rest
 // zero.
 struct Op {
   abi::OpKind kind;
-  bool per_thread;   // The entry point's default stream is the per-thread one (_ptsz).
-  bool synchronous;  // The call returns only after its work is done (plain memcpy): it is also a
-                     // synchronisation of its stream.
-  Handle stream;          // As the program gave it.
-  Handle function;        // kKernel: function; kGraph: executable graph.
-  uint32_t grid[3];       // kKernel.
-  uint32_t block[3];      // kKernel.
+  bool per_thread;    // The entry point's default stream is the per-thread one (_ptsz).
+  bool synchronous;   // The call returns only after its work is done (plain memcpy): it is also a
+                      // synchronisation of its stream.
+  Handle stream;      // As the program gave it.
+  Handle function;    // kKernel: function; kGraph: executable graph.
+  uint32_t grid[3];   // kKernel.
+  uint32_t block[3];  // kKernel.
   uint32_t shared_bytes;  // kKernel: dynamic shared memory.
   uint64_t bytes;         // Copies and memsets.
 };
@@ -40,6 +43,7 @@ struct Op {
 struct OpToken {
   DeviceSession* session;  // Null: nothing to do afterwards.
   void* stream;            // StreamState of streams.h.
+  Handle context;          // The calling thread's, if it had to be asked for.
   uint64_t predicted_ns;
   int32_t sample;  // Index of the measurement that is open, or -1.
   uint32_t flags;

@@ -59,6 +59,9 @@ struct Driver {
   int (*touch_launch)(Handle touch);
   int (*touch_release)(Handle touch);
 
+  // The real dlsym(RTLD_DEFAULT, name): for what may be absent in an old or small process.
+  void* (*find_symbol)(const char* name);
+
   uint32_t vendor;  // 1 CUDA, 2 HIP: abi::HelloMessage.
   Handle
       legacy_stream;  // Handles that name the legacy and the per-thread default stream explicitly.

@@ -104,6 +104,10 @@ struct alignas(4096) ProcessState {
   DeviceSession* devices[kMaxDevices];
   uint32_t opening[kMaxDevices];  // 0 not tried, 1 a thread opens it, 2 cannot be opened.
   HandleMap allocations[8];       // By AllocationKind: ledger.cc.
+  HandleMap functions;            // Function -> hash of its name: ops.cc.
+  HandleMap graphs;               // Executable graph -> content hash: ops.cc.
+  uint32_t functions_epoch;  // Changes when functions are unloaded: what threads cached is void.
+  uint32_t unknown_symbols;  // Names asked for that the hook table lacks.
 };
 static_assert(sizeof(ProcessState) == 4096);
 

@@ -1,0 +1,273 @@
+#include "shim/core/gate.h"
+
+#include "shim/core/attach.h"
+#include "shim/core/streams.h"
+#include "shim/core/sys.h"
+
+namespace rubato::shim {
+
+namespace {
+
+// A neighbour's claim of work in flight counts for at most this long: it can lie about itself only.
+constexpr uint64_t kLongestClaimNs = 50'000'000;
+// Without a predicted job length a closed gate is looked at again this soon.
+constexpr uint64_t kBlindRetryNs = 50'000;
+// A thread spins for at most this many spin times past the predicted moment, then naps.
+constexpr uint64_t kSpinBudget = 8;
+constexpr uint64_t kOverdueNapNs = 100'000;
+
+void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi::SlotRegion& slot,
+                 uint64_t now_ns, GateView* view) {
+  const abi::TenantEntry& entry = page.tenants[tenant_index];
+  abi::RealtimeView seen;
+  abi::SpaceLine space;
+  if (!abi::ReadLine(entry.tenant, &seen.tenant) || !abi::ReadLine(entry.release, &seen.release) ||
+      !abi::ReadLine(entry.space, &space)) {
+    // The scheduler died while it wrote. The safe reading of a line that nobody will finish is a
+    // neighbour of whom nothing is known.
+    view->bounded = true;
+    if (page.constants.fallback_bound_ns < view->bound_ns) {
+      view->bound_ns = page.constants.fallback_bound_ns;
+    }
+    return;
+  }
+  seen.job.state = abi::LoadAcquire(slot.job.state);
+  seen.job.first_op_ns = abi::LoadRelaxed(slot.job.first_op_ns);
+  seen.job.last_end_ns = abi::LoadRelaxed(slot.job.last_end_ns);
+  seen.words_reached =
+      seen.job.state != static_cast<uint32_t>(abi::JobState::kOpen) && AllWordsReached(slot);
+  const abi::Window window = abi::WindowOf(seen, now_ns);
+  const uint64_t job_ns = space.job_ns < seen.tenant.max_hold_ns ? space.job_ns : 0;
+  switch (window.state) {
+    case abi::WindowState::kJob: {
+      uint64_t end_ns = seen.job.first_op_ns + job_ns;
+      if (job_ns == 0 || end_ns < now_ns) end_ns = now_ns + kBlindRetryNs;
+      if (window.retry_ns < end_ns) end_ns = window.retry_ns;
+      if (!view->closed || end_ns > view->retry_ns) view->retry_ns = end_ns;
+      view->closed = true;
+      return;
+    }
+    case abi::WindowState::kRelease: {
+      // The job that is due will run for its length; if it does not come, the window opens at
+      // retry_ns. Look at whichever is first.
+      const uint64_t due_ns = window.retry_ns - seen.release.late_ns;
+      uint64_t end_ns = due_ns + job_ns;
+      if (job_ns == 0 || end_ns > window.retry_ns) end_ns = window.retry_ns;
+      if (!view->closed || end_ns > view->retry_ns) view->retry_ns = end_ns;
+      view->closed = true;
+      return;
+    }
+    case abi::WindowState::kHoldIgnored:
+      view->holds_ignored++;
+      break;
+    case abi::WindowState::kOpen:
+      break;
+  }
+  if (window.bounded) {
+    view->bounded = true;
+    if (seen.tenant.bound_ns < view->bound_ns) view->bound_ns = seen.tenant.bound_ns;
+  }
+  if (window.until_ns < view->until_ns) {
+    view->until_ns = window.until_ns;
+    view->reopen_ns = window.until_ns + seen.release.early_ns + seen.release.margin_ns + job_ns;
+  }
+}
+
+void AddBestEffort(const abi::SlotRegion& slot, uint64_t now_ns, GateView* view) {
+  const uint64_t until_ns = abi::LoadRelaxed(slot.work.inflight_until_ns);
+  if (until_ns <= now_ns || AllWordsReached(slot)) return;
+  const uint64_t left_ns = until_ns - now_ns;
+  view->others_ns += left_ns < kLongestClaimNs ? left_ns : kLongestClaimNs;
+}
+
+void AddView(const DeviceView& view, uint64_t now_ns, GateView* result) {
+  const abi::DeviceRegion& page = *view.page;
+  uint32_t high = abi::LoadAcquire(page.state.session_high_water);
+  if (high > abi::kMaxSessions) high = abi::kMaxSessions;
+  for (uint32_t i = 0; i < high; ++i) {
+    if (i == view.session) continue;
+    const abi::SessionEntry& entry = page.sessions[i];
+    const uint32_t generation = abi::LoadAcquire(entry.generation);
+    if ((generation & 1u) == 0) continue;
+    const abi::SlotRegion* slot = PeerSlot(view.peers[i], generation);
+    if (slot == nullptr) continue;
+    const uint32_t tenant = abi::LoadRelaxed(entry.tenant);
+    if (tenant >= abi::kMaxTenants) continue;
+    const uint32_t tenant_class = abi::LoadRelaxed(entry.tenant_class);
+    if (tenant_class == static_cast<uint32_t>(abi::TenantClass::kRealtime)) {
+      if ((abi::LoadRelaxed(entry.flags) & abi::kSessionMayHold) != 0) {
+        AddRealtime(page, tenant, *slot, now_ns, result);
+      }
+    } else {
+      AddBestEffort(*slot, now_ns, result);
+    }
+  }
+}
+
+}  // namespace
+
+GateView ReadNeighbours(const DeviceSession& session, uint64_t now_ns) {
+  GateView result{};
+  result.until_ns = abi::kNever;
+  result.bound_ns = abi::kNever;
+  const DeviceView* view = abi::LoadAcquire(session.view);
+  if (view != nullptr) AddView(*view, now_ns, &result);
+  // After a restart of the scheduler, real-time tenants come back one by one: until the lease of
+  // the earlier view ends, what it says holds too.
+  const DeviceView* previous = abi::LoadAcquire(session.previous);
+  if (previous != nullptr && now_ns < abi::LoadRelaxed(previous->until_ns)) {
+    AddView(*previous, now_ns, &result);
+  }
+  return result;
+}
+
+uint64_t OwnInflightNs(const Driver& driver, DeviceSession* session, uint64_t now_ns) {
+  uint64_t outstanding_ns = 0;
+  uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
+  for (uint32_t i = 0; i < high; ++i) {
+    outstanding_ns += OutstandingNs(driver, session, &session->streams->states[i]);
+  }
+  outstanding_ns += OutstandingNs(driver, session, &session->streams->overflow);
+  if (outstanding_ns == 0) return 0;
+  const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
+  // Work that is overdue will end soon, but not at once.
+  if (until_ns <= now_ns) return outstanding_ns / 4 + 1;
+  const uint64_t left_ns = until_ns - now_ns;
+  return left_ns < outstanding_ns ? left_ns : outstanding_ns;
+}
+
+namespace {
+
+// Publishes `request` behind what is in flight. The plain path of a program that launches from one
+// thread stores once; threads that race may each shorten the other's claim for one op.
+void Publish(DeviceSession* session, uint64_t own_ns, const GateRequest& request, uint64_t now_ns) {
+  abi::WorkLine& work = session->slot->work;
+  abi::StoreRelease(work.inflight_until_ns, now_ns + own_ns + request.expected_ns);
+  if (own_ns == 0 || request.longest_ns > abi::LoadRelaxed(work.longest_op_ns)) {
+    abi::StoreRelaxed(work.longest_op_ns, request.longest_ns);
+  }
+}
+
+}  // namespace
+
+namespace {
+
+struct Look {
+  uint64_t now_ns;
+  const DeviceView* view;
+  bool neighbours;  // Real-time ones.
+  bool shared;      // Other best-effort ones.
+};
+
+Look LookAround(DeviceSession* session) {
+  Look look;
+  look.now_ns = NowNs();
+  look.view = abi::LoadAcquire(session->view);
+  const abi::DeviceState& state = look.view->page->state;
+  if (abi::LoadRelaxed(state.generation) != abi::LoadRelaxed(look.view->generation)) {
+    RefreshPeers(session);
+  }
+  look.neighbours = abi::LoadRelaxed(state.realtime_sessions) != 0 ||
+                    abi::LoadRelaxed(session->previous) != nullptr;
+  look.shared = abi::LoadRelaxed(state.besteffort_sessions) > 1;
+  return look;
+}
+
+// Sleeps or spins until a closed gate is worth another look.
+void Pause(uint64_t now_ns, uint64_t wake_ns, uint64_t spin_ns, uint64_t sleep_floor_ns,
+           uint64_t* spun_ns) {
+  if (wake_ns > now_ns + spin_ns + sleep_floor_ns) {
+    SleepUntil(wake_ns - spin_ns);
+    *spun_ns = 0;
+    return;
+  }
+  if (*spun_ns < kSpinBudget * spin_ns) {
+    for (int i = 0; i < 32; ++i) CpuRelax();
+    *spun_ns += NowNs() - now_ns;
+    return;
+  }
+  // The prediction was wrong by more than it is worth to burn a core for.
+  SleepUntil(now_ns + kOverdueNapNs);
+}
+
+}  // namespace
+
+uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateRequest& request) {
+  Look look = LookAround(session);
+  if (!look.neighbours) {
+    // Nobody to wait for; but a real-time tenant that arrives next wants to know what is in flight.
+    const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
+    Publish(session, until_ns > look.now_ns ? until_ns - look.now_ns : 0, request, look.now_ns);
+    return 0;
+  }
+  const uint64_t begin_ns = look.now_ns;
+  const abi::DeviceConstants constants = look.view->page->constants;
+  uint64_t expire_ns = request.expected_ns * constants.expire_factor;
+  if (expire_ns < constants.expire_floor_ns) expire_ns = constants.expire_floor_ns;
+  bool waiting = false;
+  uint64_t spun_ns = 0;
+  for (;;) {
+    GateView view = ReadNeighbours(*session, look.now_ns);
+    const uint64_t own_ns = OwnInflightNs(driver, session, look.now_ns);
+    const uint64_t waited_ns = look.now_ns - begin_ns;
+    GateAnswer answer = Decide(view, request, own_ns, look.now_ns);
+    if (answer != GateAnswer::kGo && waited_ns >= expire_ns) {
+      // An op that no window will ever fit goes right after a job, alone; and if no job ends, at
+      // twice the time anyway: nobody is starved for ever.
+      if ((!view.closed && own_ns + view.others_ns == 0) || waited_ns >= 2 * expire_ns) {
+        Count(session, abi::Counter::kGateExpired);
+        answer = GateAnswer::kGo;
+        view.until_ns = abi::kNever;
+      }
+    }
+    if (answer == GateAnswer::kGo) {
+      Publish(session, own_ns, request, look.now_ns);
+      bool retract = false;
+      if (look.shared) {
+        // Two sessions may have read each other before either had published. After the fence at
+        // least one of them sees the other; it takes its claim back and looks again.
+        abi::FenceSeqCst();
+        const GateView again = ReadNeighbours(*session, look.now_ns);
+        retract = again.others_ns > view.others_ns && waited_ns < expire_ns &&
+                  Decide(again, request, own_ns, look.now_ns) != GateAnswer::kGo;
+      }
+      if (!retract && view.until_ns != abi::kNever) {
+        // The thread may have lost its core since it looked at the clock.
+        retract = NowNs() + own_ns + view.others_ns + request.longest_ns > view.until_ns;
+      }
+      if (!retract) {
+        if (view.holds_ignored != 0) {
+          Count(session, abi::Counter::kHoldsIgnored, view.holds_ignored);
+        }
+        break;
+      }
+      abi::StoreRelease(session->slot->work.inflight_until_ns, look.now_ns + own_ns);
+      CpuRelax();
+      look = LookAround(session);
+      continue;
+    }
+    if (!waiting) {
+      waiting = true;
+      __atomic_fetch_add(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
+      Count(session, abi::Counter::kGateWaits);
+    }
+    uint64_t wake_ns = begin_ns + 2 * expire_ns;
+    if (answer == GateAnswer::kWaitClosed && view.retry_ns < wake_ns) wake_ns = view.retry_ns;
+    if (answer == GateAnswer::kWaitWindow && view.reopen_ns < wake_ns) wake_ns = view.reopen_ns;
+    // The queue must shrink by what is missing; markers may show that it did so earlier.
+    if (answer == GateAnswer::kWaitQueue) {
+      const uint64_t half_ns = look.now_ns + (own_ns + view.others_ns) / 2;
+      if (half_ns < wake_ns) wake_ns = half_ns;
+    }
+    Pause(look.now_ns, wake_ns, constants.spin_ns, constants.sleep_floor_ns, &spun_ns);
+    look = LookAround(session);
+    if (!Attached()) break;
+  }
+  if (!waiting) return 0;
+  __atomic_fetch_sub(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
+  const uint64_t waited_ns = NowNs() - begin_ns;
+  Count(session, abi::Counter::kGateWaitNs, waited_ns);
+  return waited_ns;
+}
+
+}  // namespace rubato::shim
