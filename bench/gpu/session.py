@@ -245,8 +245,9 @@ class MpsDaemon(NoService):
 class RubatoScheduler(NoService):
     """`rubato up` with a private runtime folder, `rubato run` around each tenant, `rubato down`."""
 
-    def __init__(self, scratch, build_dir, mode):
+    def __init__(self, scratch, build_dir, mode, extra_env=None):
         super().__init__(scratch)
+        self._extra_env = extra_env or {}
         self._rubato = os.path.join(os.path.abspath(build_dir), "bin", "rubato")
         self._mode = mode
         self._runtime = os.path.join(scratch, "run")
@@ -254,7 +255,9 @@ class RubatoScheduler(NoService):
         self._started = False
 
     def environment(self, env):
-        return {**env, "XDG_RUNTIME_DIR": self._runtime}
+        # No metrics port: a scheduler of the machine's own may have it.
+        return {**env, "XDG_RUNTIME_DIR": self._runtime, "RUBATO_METRICS_ADDRESS": "none",
+                **self._extra_env}
 
     def _env(self):
         return self.environment(base_environment(self._scratch))
