@@ -98,14 +98,14 @@ StreamState* FindOrAddStream(DeviceSession* session, uint64_t key, Handle handle
                                         __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
     }
     abi::StoreRelease(state.marking, 0u);
-    if (!table->by_key.Insert(key, i + 1)) {
+    // Two threads that met the same new stream made two lines: the map decides which one lives.
+    uint64_t kept = i + 1;
+    if (!table->by_key.InsertIfAbsent(key, &kept) || kept == 0 || kept > abi::kMaxStreams) {
       abi::StoreRelease(state.key, kRetiredStream);
       return &table->overflow;
     }
-    // Two threads that met the same new stream made two lines: the map decides which one lives.
-    StreamState* winner = FindStream(session, key);
-    if (winner != nullptr && winner != &state) abi::StoreRelease(state.key, kRetiredStream);
-    return winner != nullptr ? winner : &state;
+    if (kept != i + 1) abi::StoreRelease(state.key, kRetiredStream);
+    return &table->states[kept - 1];
   }
   return &table->overflow;
 }
