@@ -22,8 +22,14 @@ set(CMAKE_ARCHIVE_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/archive")
 if(RUBATO_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(RUBATO_CCACHE_PROGRAM ccache)
   if(RUBATO_CCACHE_PROGRAM)
-    set(CMAKE_C_COMPILER_LAUNCHER "${RUBATO_CCACHE_PROGRAM}")
-    set(CMAKE_CXX_COMPILER_LAUNCHER "${RUBATO_CCACHE_PROGRAM}")
+    # What one checkout compiled is found again by every other, whatever folder it lies in.
+    set(
+      rubato_launcher
+      "${CMAKE_COMMAND}" -E env "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" CCACHE_NOHASHDIR=1
+      "${RUBATO_CCACHE_PROGRAM}"
+    )
+    set(CMAKE_C_COMPILER_LAUNCHER ${rubato_launcher})
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${rubato_launcher})
   endif()
 endif()
 

@@ -50,6 +50,24 @@ else()
     "or set RUBATO_CUDA_INCLUDE_DIR.")
 endif()
 
+# The static CUDA runtime, for tests of programs that carry it: it finds the driver by dlopen, as
+# PyTorch does. Where it is missing, the target is not there.
+if(rubato_cuda_include)
+  find_library(
+    RUBATO_CUDART_STATIC libcudart_static.a
+    HINTS "${rubato_cuda_include}/../lib" "${rubato_cuda_include}/../lib64"
+    NO_DEFAULT_PATH
+  )
+  if(RUBATO_CUDART_STATIC AND EXISTS "${rubato_cuda_include}/crt/host_defines.h")
+    add_library(rubato_cudart_static INTERFACE)
+    add_library(rubato::cudart_static ALIAS rubato_cudart_static)
+    target_link_libraries(
+      rubato_cudart_static
+      INTERFACE rubato_cuda_headers "${RUBATO_CUDART_STATIC}" Threads::Threads ${CMAKE_DL_LIBS} rt
+    )
+  endif()
+endif()
+
 find_path(
   RUBATO_HIP_INCLUDE_DIR hip/hip_runtime_api.h
   HINTS "$ENV{ROCM_PATH}/include" /opt/rocm/include /usr/include
