@@ -108,8 +108,8 @@ def select(text, table, what):
 def rubato_run_args(load, spec):
     """The flags of `rubato run` for one tenant: what a user of Rubato would declare."""
     if spec.role == "be":
-        return ["--class", "best-effort"]
-    args = ["--class", "realtime"]
+        return ["--class", "best-effort", "--name", spec.name]
+    args = ["--class", "realtime", "--name", spec.name]
     if load.period_ms:
         args += ["--period", "%gms" % load.period_ms]
     return args + ["--deadline", "%gms" % load.deadline_ms]

@@ -139,6 +139,19 @@ def make_record(load, way, deadline_ms, rt_results, be_results, baseline, machin
     return _rounded(record)
 
 
+def compact_status(status):
+    """What of `rubato status --output json` explains a row; no paths of the machine."""
+    try:
+        tenants = [{"name": tenant["name"], "class": tenant["class"],
+                    "sessions": tenant["sessions"],
+                    "devices": [{k: v for k, v in device.items() if v not in (0, False, None)}
+                                for device in tenant["devices"]]}
+                   for tenant in status["tenants"]]
+        return {"tenants": tenants, "sessions_detached": status.get("sessions_detached")}
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
 def _rounded(value):
     """Six significant digits: more would be noise in a committed file."""
     if isinstance(value, float):

@@ -91,6 +91,16 @@ class RecordTest(unittest.TestCase):
         copy = records.Baseline.from_json(json.loads(json.dumps(self.baseline.to_json())))
         self.assertEqual(copy.to_json(), self.baseline.to_json())
 
+    def test_status_loses_its_paths_and_zeros(self):
+        status = {"scheduler": {"runtime_directory": "/x"}, "sessions_detached": {},
+                  "tenants": [{"name": "rt", "class": "realtime", "sessions": 1,
+                               "attach_socket": "/x/attach/1.sock",
+                               "devices": [{"device": 0, "jobs_total": 5}]}]}
+        compact = records.compact_status(status)
+        self.assertEqual(compact["tenants"][0]["devices"], [{"jobs_total": 5}])
+        self.assertNotIn("/x", json.dumps(compact))
+        self.assertIsNone(records.compact_status({"tenants": None}))
+
     def test_check_names_what_is_missing(self):
         record = self.record([1000.0] * 10)
         del record["rt"]["p99_x_equal_clock"]
@@ -151,10 +161,12 @@ class LoadsTest(unittest.TestCase):
     def test_declared_to_rubato(self):
         load = loads.LOADS["resnet50-gemm8192"]
         self.assertEqual(loads.rubato_run_args(load, load.rt[0]),
-                         ["--class", "realtime", "--period", "10ms", "--deadline", "10ms"])
+                         ["--class", "realtime", "--name", "rt-resnet50", "--period", "10ms",
+                          "--deadline", "10ms"])
         poisson = loads.LOADS["five-poisson"]
         self.assertNotIn("--period", loads.rubato_run_args(poisson, poisson.rt[0]))
-        self.assertEqual(loads.rubato_run_args(load, load.be[0]), ["--class", "best-effort"])
+        self.assertEqual(loads.rubato_run_args(load, load.be[0]),
+                         ["--class", "best-effort", "--name", "be-gemm8192"])
 
 
 if __name__ == "__main__":
