@@ -170,7 +170,10 @@ def check_file(root, rules, path):
     pure = any(inside(path, f) for f in PURE)
     for quoted, system in INCLUDE.findall(text):
         if quoted:
-            if (root / path).parent.joinpath(quoted).exists() and not (root / quoted).exists():
+            # Programs for nvcc are compiled one by one on a machine with a GPU, without the build.
+            alone = free and path.endswith((".cu", ".cuh"))
+            beside = (root / path).parent.joinpath(quoted).exists()
+            if beside and not alone and not (root / quoted).exists():
                 yield f"{path}: include \"{quoted}\" by its path from the root"
                 continue
             for closed in rules.closed:
