@@ -4,7 +4,7 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build test demo bench gpu format lint asan tsan fuzz release clean
+.PHONY: help bootstrap build test demo bench gpu format lint asan tsan fuzz release install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | \
@@ -23,6 +23,9 @@ test: bootstrap ## everything that needs no GPU: all tests, sanitizers, fuzzers 
 release: bootstrap ## build what is installed and measured, in build/release
 	cmake --preset release
 	cmake --build --preset release --parallel $(JOBS)
+
+install: release ## install under PREFIX (default /usr/local); DESTDIR for packages
+	DESTDIR=$(DESTDIR) cmake --install build/release --prefix $(or $(PREFIX),/usr/local) --strip
 
 demo: release ## the promise, with and without Rubato, on a GPU or on the software GPU
 	bench/demo/run --build-dir build/release
