@@ -67,5 +67,8 @@ if(RUBATO_STATIC_GRPC)
   include(${CMAKE_CURRENT_LIST_DIR}/static_grpc.cmake)
 else()
   target_link_libraries(rubato_protobuf INTERFACE protobuf)
-  target_link_libraries(rubato_grpc INTERFACE grpc++ grpc gpr)
+  # Generated services and gRPC's headers inline abseil's mutex and strings.
+  target_link_libraries(
+    rubato_grpc INTERFACE grpc++ grpc gpr absl_synchronization absl_strings absl_base
+  )
 endif()
