@@ -1,0 +1,58 @@
+#include "scheduler/policies/profile_learning.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace rubato::policies {
+namespace {
+
+Nanos Follow(Nanos average_ns, Nanos measured_ns) {
+  if (average_ns == 0) return measured_ns;
+  const Nanos difference_ns = measured_ns - average_ns;
+  if (difference_ns >= 0) return average_ns + (difference_ns * 3 + 9) / 10;
+  return average_ns + difference_ns / 20;
+}
+
+// The slot of by_share_ns that `permille` of the SMs is nearest to; -1: the whole device.
+int ShareSlot(uint32_t permille) {
+  if (permille >= 875) return -1;
+  if (permille >= 625) return 3;
+  if (permille >= 375) return 2;
+  if (permille >= 188) return 1;
+  return 0;
+}
+
+void Learn(uint64_t key, const core::Sample& sample, Nanos now_ns, core::ProfileTable* table) {
+  core::KernelProfile* profile = table->Find(key);
+  if (profile == nullptr) profile = table->Insert(key, sample.kind);
+  LearnDuration(sample, now_ns, profile);
+  table->Publish(*profile);
+}
+
+}  // namespace
+
+void LearnDuration(const core::Sample& sample, Nanos now_ns, core::KernelProfile* profile) {
+  const auto measured_ns = static_cast<Nanos>(sample.duration_ns);
+  profile->last_sample_ns = now_ns;
+  const int share = ShareSlot(sample.sm_permille);
+  Nanos& average_ns =
+      share < 0 ? profile->duration_ns : profile->by_share_ns[static_cast<size_t>(share)];
+  // With a neighbour in between a measurement says "at most this".
+  if (sample.disturbed && average_ns != 0 && measured_ns >= average_ns) return;
+  const Nanos deviation_ns = average_ns == 0 ? 0 : std::abs(measured_ns - average_ns);
+  average_ns = Follow(average_ns, measured_ns);
+  if (share >= 0) return;
+  profile->spread_ns += (deviation_ns - profile->spread_ns) / 8;
+  profile->recent_ns[profile->sample_count % profile->recent_ns.size()] = sample.duration_ns;
+  // The ring's position must go on when the count is full.
+  if (profile->sample_count == std::numeric_limits<uint32_t>::max())
+    profile->sample_count -= 5 * 1000;
+  ++profile->sample_count;
+}
+
+void LearnSample(const core::Sample& sample, Nanos now_ns, core::ProfileTable* table) {
+  Learn(sample.key, sample, now_ns, table);
+  if (sample.base_key != sample.key) Learn(sample.base_key, sample, now_ns, table);
+}
+
+}  // namespace rubato::policies
