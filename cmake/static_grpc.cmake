@@ -20,15 +20,17 @@ foreach(name IN LISTS RUBATO_GRPC_STATIC_LIBRARIES)
     list(APPEND rubato_static_libraries ${name})
   endif()
 endforeach()
-if(NOT RUBATO_STATIC_protobuf OR NOT RUBATO_STATIC_grpc__ OR NOT RUBATO_STATIC_grpc)
-  message(FATAL_ERROR
-    "No archives of gRPC and protobuf here (libgrpc++.a, libgrpc.a, libprotobuf.a). "
-    "Run tools/bootstrap, or set RUBATO_STATIC_GRPC=OFF.")
+if(RUBATO_STATIC_protobuf AND RUBATO_STATIC_grpc__ AND RUBATO_STATIC_grpc)
+  message(STATUS "gRPC and what it needs: ${rubato_static_count} archives")
+  target_link_libraries(rubato_protobuf INTERFACE "${RUBATO_STATIC_protobuf}" z)
+  # The closure has circles, and is listed here in the order in which pkg-config gave it.
+  target_link_libraries(
+    rubato_grpc
+    INTERFACE "-Wl,--start-group" ${rubato_static_libraries} "-Wl,--end-group"
+  )
+else()
+  message(WARNING
+    "No archives of gRPC and protobuf here: linking the shared libraries. What is built runs on this "
+    "machine; for others, run tools/bundle or install libgrpc-dev with its archives.")
+  rubato_link_shared_grpc()
 endif()
-message(STATUS "gRPC and what it needs: ${rubato_static_count} archives")
-target_link_libraries(rubato_protobuf INTERFACE "${RUBATO_STATIC_protobuf}" z)
-# The closure has circles, and is listed here in the order in which pkg-config gave it.
-target_link_libraries(
-  rubato_grpc
-  INTERFACE "-Wl,--start-group" ${rubato_static_libraries} "-Wl,--end-group"
-)

@@ -81,10 +81,31 @@ class TextTest(unittest.TestCase):
                     yield "opens without a docstring"
             elif not start.startswith(("//", "/*", "#")) or start.startswith(("#include",
                                                                               "#pragma")):
-                # What stands at the top of x.h need not be said again in x.cc.
-                twin = file.suffix == ".cc" and file.with_suffix(".h").exists()
+                # What stands at the top of x.h need not be said again in x.cc and x_test.cc.
+                twin = file.suffix == ".cc" and (file.with_suffix(".h").exists()
+                                                 or file.stem.endswith("_test"))
                 if file.name != "CMakeLists.txt" and not twin:
                     yield "opens without a comment that says what it is"
+        self.each(rule)
+
+    def test_fixed_width_integers_are_declared(self):
+        # Newer standard libraries no longer bring <cstdint> along with other headers.
+        direct = re.compile(r"#\s*include\s*<(c?stdint(\.h)?|c?inttypes(\.h)?|cuda.*|hip/.*)>")
+
+        def declares(file, seen):
+            if file in seen or not file.is_file():
+                return False
+            seen.add(file)
+            text = file.read_text("utf-8")
+            return bool(direct.search(text)) or any(
+                # What is not in the tree is generated, by tools whose output includes it.
+                not (ROOT / name).is_file() and "/" in name or declares(ROOT / name, seen)
+                for name in re.findall(r'#\s*include\s*"([^"]+)"', text))
+
+        def rule(file, text):
+            if file.suffix in (".h", ".cc") and re.search(r"\bu?int(8|16|32|64)_t\b", text):
+                if not declares(file, set()):
+                    yield "uses fixed-width integers without <cstdint>"
         self.each(rule)
 
     def test_names_say_what_a_thing_is(self):
