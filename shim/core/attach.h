@@ -26,6 +26,9 @@ DeviceSession* OpenSession(const Driver& driver, int ordinal);
 // what is there.
 void RefreshPeers(DeviceSession* session);
 
+// The same for the ledger, which must not miss a session of its own tenant: waits at most 100 ms.
+void AwaitPeers(DeviceSession* session);
+
 // Called from synchronising calls: once a second at most, notices that the scheduler is gone and
 // tries to re-attach.
 void MaintainConnection(const Driver& driver, uint64_t now_ns);
