@@ -11,6 +11,9 @@ from harness import Failed, Skipped, expect, poll
 
 CHECKS = {}
 GIB = 1 << 30
+# A real-time neighbour that uses a fifth of the GPU, and what it declares.
+REALTIME_PERIOD_US = "10000"
+REALTIME = ("--class", "realtime", "--period", "10ms")
 
 
 def check(about):
@@ -84,7 +87,7 @@ def outputs_beside_realtime(bench):
     alone = alone_program.result()
     alone_program.finish()
     bench.scheduler()
-    neighbour = bench.start([bench.binary("worker")], "--class", "realtime")
+    neighbour = bench.start([bench.binary("worker"), REALTIME_PERIOD_US], *REALTIME)
     neighbour.line()
     program = bench.start(bench.python("torch_outputs.py"), "--class", "best-effort")
     under = program.result()
@@ -190,7 +193,7 @@ def mps_sigkill(bench):
         raise Skipped("no nvidia-cuda-mps-control on the PATH")
     bench.scheduler("hybrid")
     worker = [bench.binary("worker")]
-    real_time = bench.start(worker, "--class", "realtime", "--name", "rt")
+    real_time = bench.start(worker + [REALTIME_PERIOD_US], *REALTIME, "--name", "rt")
     victim = bench.start(worker, "--class", "best-effort", "--name", "victim")
     survivor = bench.start(worker, "--class", "best-effort", "--name", "survivor")
     for program in (real_time, victim, survivor):
@@ -220,7 +223,7 @@ def mps_sigkill(bench):
 def scheduler_sigkill(bench):
     bench.scheduler()
     worker = [bench.binary("worker")]
-    programs = [bench.start(worker, "--class", "realtime", "--name", "rt"),
+    programs = [bench.start(worker + [REALTIME_PERIOD_US], *REALTIME, "--name", "rt"),
                 bench.start(worker, "--class", "best-effort", "--name", "be")]
     for program in programs:
         program.line()

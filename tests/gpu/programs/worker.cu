@@ -1,5 +1,7 @@
-// A steady tenant: rounds of short kernels, a line "round N" about every 50 ms, until its stdin
-// ends. A wrong value or an error ends it with a code other than 0.
+// A steady tenant: 2 ms of short kernels at a time, a line "round N" about every 50 ms, until its
+// stdin ends. A wrong value or an error ends it with a code other than 0.
+//
+// usage: worker [PERIOD_US]     with a period: one batch per period; without: one after another
 
 #include <poll.h>
 #include <unistd.h>
@@ -19,14 +21,21 @@ __global__ void Add(unsigned* word, unsigned long long ns) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  const int64_t period_ns = argc > 1 ? std::atoll(argv[1]) * 1000 : 0;
   unsigned* word;
   MUST(cudaMalloc(&word, 4));
   MUST(cudaMemset(word, 0, 4));
   unsigned expected = 0;
+  int64_t release = check::NowNs();
   for (int round = 0;; ++round) {
     int64_t until = check::NowNs() + 50'000'000;
     while (check::NowNs() < until) {
+      if (period_ns > 0) {
+        release += period_ns;
+        const timespec t = {release / 1'000'000'000, release % 1'000'000'000};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, nullptr);
+      }
       for (int i = 0; i < 20; ++i) Add<<<1, 1>>>(word, 100'000);
       expected += 20;
       MUST(cudaDeviceSynchronize());
