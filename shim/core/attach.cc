@@ -13,10 +13,9 @@
 #include "proto/abi/window.h"
 #include "shim/core/build_id.h"
 #include "shim/core/channel.h"
+#include "shim/core/core.h"
 #include "shim/core/environment.h"
 #include "shim/core/region.h"
-#include "shim/core/sampler.h"
-#include "shim/core/streams.h"
 #include "shim/core/sys.h"
 
 namespace rubato::shim {
@@ -132,11 +131,7 @@ struct SessionMemory {
 
 DeviceSession* MakeSession() {
   auto* memory = static_cast<SessionMemory*>(MapZeroed(sizeof(SessionMemory)));
-  if (memory == nullptr) return nullptr;
-  memory->session.streams = NewStreamTable();
-  memory->session.sampler = NewSampler();
-  if (memory->session.streams == nullptr || memory->session.sampler == nullptr ||
-      !MakeView(&memory->views[0]) || !MakeView(&memory->views[1])) {
+  if (memory == nullptr || !MakeView(&memory->views[0]) || !MakeView(&memory->views[1])) {
     return nullptr;
   }
   return &memory->session;
@@ -395,6 +390,10 @@ DetachReason TakeRegions(Connection* c) {
       abi::StoreRelaxed(line.shim_build, ShimBuild());
       abi::StoreRelaxed(line.vendor, c->vendor);
       abi::StoreRelaxed(line.pid_in_namespace, CurrentPid());
+      // A spare session has been equipped before.
+      if (answer == MapAnswer::kMapped && session->streams == nullptr && !EquipSession(session)) {
+        answer = MapAnswer::kFailed;
+      }
     }
   }
   return kReasons[static_cast<unsigned>(answer)];
