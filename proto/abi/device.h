@@ -192,13 +192,15 @@ inline bool ReadLine(const Line& line, Line* out) {
 // Replaces `*line` by `value` (whose sequence is ignored). One writer only: the scheduler's loop
 // thread.
 template <typename Line>
-inline void WriteLine(Line& line, Line value) {
+inline void WriteLine(Line& line, const Line& value) {
   static_assert(sizeof(Line) == kLineWords * sizeof(LineWord));
   const uint32_t before = LoadRelaxed(line.sequence) & ~1u;
-  value.sequence = before + 1;
   StoreRelaxed(line.sequence, before + 1);
   uint64_t words[kLineWords];
   __builtin_memcpy(words, &value, sizeof(words));
+  const uint32_t odd = before + 1;
+  static_assert(__builtin_offsetof(Line, sequence) == 0);
+  __builtin_memcpy(words, &odd, sizeof(odd));
   auto* to = reinterpret_cast<LineWord*>(&line);
   // Release stores: a reader that sees one of them sees the odd sequence too.
   for (unsigned i = 0; i < kLineWords; ++i) __atomic_store_n(to + i, words[i], __ATOMIC_RELEASE);

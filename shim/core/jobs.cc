@@ -91,7 +91,7 @@ void JobDrain(const Driver& driver, DeviceSession* session, Handle context) {
   const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
   bool all_marked = abi::LoadRelaxed(session->slot->work.unlined_ops) == 0;
   for (uint32_t i = 0; i < high; ++i) {
-    if ((abi::LoadRelaxed(session->slot->streams[i].flags) & abi::kStreamDirty) == 0) continue;
+    if ((abi::LoadAcquire(session->slot->streams[i].flags) & abi::kStreamDirty) == 0) continue;
     if (!EnqueueMarker(driver, session, &session->streams->states[i], context)) all_marked = false;
   }
   if (!all_marked) return;

@@ -27,7 +27,8 @@ struct StreamCache {
   Handle context;  // For default streams; else 0.
   StreamState* state;
   DeviceSession* session;
-  uint32_t epoch;
+  uint64_t serial;  // ProcessState::serial.
+  uint32_t epoch;   // StreamTable::epoch.
   bool per_thread;
 };
 
@@ -67,7 +68,7 @@ struct Place {
 
 bool CacheHit(const StreamCache& cache, Handle stream, bool per_thread, Handle context) {
   return cache.state != nullptr && cache.stream == stream && cache.per_thread == per_thread &&
-         cache.context == context && Attached() &&
+         cache.context == context && cache.serial == abi::LoadRelaxed(g_state.serial) &&
          cache.epoch == abi::LoadAcquire(cache.session->streams->epoch);
 }
 
@@ -87,7 +88,7 @@ Place FindPlace(const Driver& driver, Handle stream, bool per_thread) {
   const uint32_t epoch = abi::LoadAcquire(session->streams->epoch);
   const Handle handle = owner != 0 ? driver.per_thread_stream : stream;
   StreamState* state = FindOrAddStream(session, key, handle, context, owner);
-  t_stream = {stream, context, state, session, epoch, per_thread};
+  t_stream = {stream, context, state, session, abi::LoadRelaxed(g_state.serial), epoch, per_thread};
   return {session, state, context};
 }
 
@@ -227,6 +228,7 @@ const Driver* GetDriver() {
 }
 
 bool EquipSession(DeviceSession* session) {
+  if (abi::LoadRelaxed(g_state.serial) == 0) abi::StoreRelaxed(g_state.serial, NowNs());
   session->streams = NewStreamTable();
   session->sampler = NewSampler();
   session->touch = NewTouch();

@@ -106,6 +106,8 @@ struct alignas(4096) ProcessState {
   HandleMap allocations[8];       // By AllocationKind: ledger.cc.
   HandleMap functions;            // Function -> hash of its name: ops.cc.
   HandleMap graphs;               // Executable graph -> content hash: ops.cc.
+  uint64_t serial;           // Of this process's attachment: what a thread cached before a fork
+                             // is void in the child. 0 until the first session is equipped.
   uint32_t functions_epoch;  // Changes when functions are unloaded: what threads cached is void.
   uint32_t unknown_symbols;  // Names asked for that the hook table lacks.
 };

@@ -46,7 +46,10 @@ bool LineReached(const abi::SlotRegion& slot, uint32_t line) {
 // A line may be used again if its stream is gone and the GPU is done with it. Lines of threads' own
 // default streams are never destroyed by a call; they are taken over when lines run short.
 bool Reusable(const DeviceSession* session, const StreamState& state, bool scarce) {
-  if (state.key != kRetiredStream && !(scarce && state.owner != 0)) return false;
+  if (abi::LoadAcquire(state.key) != kRetiredStream &&
+      !(scarce && abi::LoadRelaxed(state.owner) != 0)) {
+    return false;
+  }
   if ((abi::LoadRelaxed(session->slot->streams[state.line].flags) & abi::kStreamDirty) != 0) {
     return false;
   }
@@ -82,13 +85,16 @@ StreamState* FindOrAddStream(DeviceSession* session, uint64_t key, Handle handle
     abi::StreamLine& line = session->slot->streams[i];
     // A new generation: what the GPU still writes for the line's earlier stream is void.
     const uint32_t generation = abi::WordGeneration(abi::LoadRelaxed(line.submitted)) + 1;
-    state.handle = handle;
-    state.context = context;
-    state.owner = owner;
-    state.line = i;
-    state.history = 0;
-    state.submitted_ns = state.reached_ns = state.marked_ns = 0;
-    state.ops_since_mark = 0;
+    // Other threads may be scanning the states meanwhile.
+    abi::StoreRelaxed(state.handle, handle);
+    abi::StoreRelaxed(state.context, context);
+    abi::StoreRelaxed(state.owner, owner);
+    abi::StoreRelaxed(state.line, i);
+    abi::StoreRelaxed(state.history, uint64_t{0});
+    abi::StoreRelaxed(state.submitted_ns, uint64_t{0});
+    abi::StoreRelaxed(state.reached_ns, uint64_t{0});
+    abi::StoreRelaxed(state.marked_ns, uint64_t{0});
+    abi::StoreRelaxed(state.ops_since_mark, 0u);
     state.head = state.tail = 0;
     abi::StoreRelaxed(line.submitted, abi::MakeWord(generation & 0xffu, 0));
     abi::StoreRelease(line.flags, 0u);
@@ -247,7 +253,9 @@ void MarkReached(DeviceSession* session, StreamState* state) {
 uint64_t OutstandingNs(const Driver& driver, DeviceSession* session, StreamState* state) {
   const uint64_t submitted_ns = abi::LoadRelaxed(state->submitted_ns);
   if (submitted_ns == abi::LoadRelaxed(state->reached_ns)) return 0;
-  if (state->line == kNoLine) return submitted_ns - abi::LoadRelaxed(state->reached_ns);
+  if (abi::LoadRelaxed(state->line) == kNoLine) {
+    return submitted_ns - abi::LoadRelaxed(state->reached_ns);
+  }
   uint32_t idle = 0;
   if (__atomic_compare_exchange_n(&state->marking, &idle, 1u, false, __ATOMIC_ACQUIRE,
                                   __ATOMIC_RELAXED)) {
