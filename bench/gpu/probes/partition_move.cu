@@ -1,9 +1,9 @@
 // What it costs to move a chain of kernels between two partitions (green contexts) at every step,
 // with each return code checked and the order of the steps proven.
 //
-// A way of ordering two streams is timed with empty kernels. Then the same way runs a chain in which
-// step i must find i in a word and leaves i + 1, after a delay on one of the two streams: a step
-// that overtakes its predecessor is counted. The way "unordered" is the control: it must show
+// A way of ordering two streams is timed with empty kernels. Then the same way runs a chain in
+// which step i must find i in a word and leaves i + 1, after a delay on one of the two streams: a
+// step that overtakes its predecessor is counted. The way "unordered" is the control: it must show
 // errors, or the test proves nothing.
 
 #include <cstring>
@@ -110,9 +110,8 @@ class Chain {
     unsigned expected = i;
     unsigned long long delay_ns = i % 2 == 0 ? 20000 : 0;
     void* params[] = {&word_, &expected, &delay_ns, &errors_};
-    return refusal->Keep(
-        cuLaunchKernel(step_, 1, 1, 1, 1, 1, 1, 0, side.stream, params, nullptr),
-        "cuLaunchKernel");
+    return refusal->Keep(cuLaunchKernel(step_, 1, 1, 1, 1, 1, 1, 0, side.stream, params, nullptr),
+                         "cuLaunchKernel");
   }
 
   bool Mark(Side& side, unsigned value, Refusal* refusal) {
@@ -169,9 +168,10 @@ void Report(const char* name, Order order, Side* sides, bool last) {
     cuCtxSynchronize();
     cuGetErrorName(refusal.code, &code_name);
   }
-  std::printf("{\"way\": \"%s\", \"step_us\": %.3f, \"issue_us\": %.3f, \"steps\": %d, "
-              "\"order_errors\": %d, \"order_steps\": %d, \"refused\": ",
-              name, step_us, issued_us, kTimedSteps, errors, kOrderedSteps);
+  std::printf(
+      "{\"way\": \"%s\", \"step_us\": %.3f, \"issue_us\": %.3f, \"steps\": %d, "
+      "\"order_errors\": %d, \"order_steps\": %d, \"refused\": ",
+      name, step_us, issued_us, kTimedSteps, errors, kOrderedSteps);
   if (code_name) {
     std::printf("\"%s: %s\"}", refusal.call.c_str(), code_name);
   } else {
@@ -212,11 +212,12 @@ int main() {
     int64_t begin = probe::NowNs();
     PROBE_CHECK(cuGreenCtxCreate(&green[i].green, desc, device, CU_GREEN_CTX_DEFAULT_STREAM));
     create_ms[i] = (probe::NowNs() - begin) / 1e6;
-    PROBE_CHECK(cuGreenCtxStreamCreate(&green[i].stream, green[i].green, CU_STREAM_NON_BLOCKING, 0));
+    PROBE_CHECK(
+        cuGreenCtxStreamCreate(&green[i].stream, green[i].green, CU_STREAM_NON_BLOCKING, 0));
     PROBE_CHECK(cuCtxFromGreenCtx(&green[i].context, green[i].green));
     green[i].sms = groups[i].sm.smCount;
-    // An event belongs to the context that is current at its creation; recording it into a stream of
-    // another one is refused.
+    // An event belongs to the context that is current at its creation; recording it into a stream
+    // of another one is refused.
     PROBE_CHECK(cuCtxPushCurrent(green[i].context));
     PROBE_CHECK(cuEventCreate(&green[i].event, CU_EVENT_DISABLE_TIMING));
     PROBE_CHECK(cuCtxPopCurrent(nullptr));

@@ -10,10 +10,10 @@
 // usage: pretouch JOBS PERIOD_US
 
 #include <cublas_v2.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -44,9 +44,9 @@ struct Page {
   std::atomic<int64_t> unit_ns;
 };
 
-#define CUBLAS_CHECK(call)                                        \
-  do {                                                            \
-    int code_ = (call);                                           \
+#define CUBLAS_CHECK(call)                                         \
+  do {                                                             \
+    int code_ = (call);                                            \
     if (code_ != 0) probe::Fail(#call, code_, "cublas", __LINE__); \
   } while (0)
 
@@ -163,7 +163,8 @@ void BestEffort(Page* page) {
       int64_t now = probe::NowNs();
       ++seen;
       page->units.fetch_add(1);
-      // The time between two ends of a never empty queue is one duration; it rises fast, falls slowly.
+      // The time between two ends of a never empty queue is one duration; it rises fast, falls
+      // slowly.
       if (last_end) {
         double took = static_cast<double>(now - last_end);
         if (took < 4 * duration_ns) {
@@ -194,8 +195,8 @@ class RealTime {
     cudaGraph_t graph;
     PROBE_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
     for (int i = 0; i < kNodes; ++i) {
-      Layer<<<132, 128, 0, stream_>>>(
-          out_, reinterpret_cast<const float4*>(weights_ + i * kNodeWords));
+      Layer<<<132, 128, 0, stream_>>>(out_,
+                                      reinterpret_cast<const float4*>(weights_ + i * kNodeWords));
     }
     PROBE_CHECK(cudaStreamEndCapture(stream_, &graph));
     PROBE_CHECK(cudaGraphInstantiate(&exec_, graph, 0));
@@ -271,9 +272,10 @@ class RealTime {
     double per_s = (page_->units.load() - units) / seconds;
     page_->busy = 0;
     page_->close_ns = 0;
-    std::printf("{\"load\": \"%s\", \"lead_us\": %d, \"be_per_s\": %.1f, \"be_unit_us\": %.1f, "
-                "\"jobs\": [", kLoadNames[load], lead_us, per_s,
-                load == kIdle ? 0.0 : page_->unit_ns.load() / 1e3);
+    std::printf(
+        "{\"load\": \"%s\", \"lead_us\": %d, \"be_per_s\": %.1f, \"be_unit_us\": %.1f, "
+        "\"jobs\": [",
+        kLoadNames[load], lead_us, per_s, load == kIdle ? 0.0 : page_->unit_ns.load() / 1e3);
     for (size_t i = 0; i < latency_us.size(); ++i) {
       std::printf("%s[%.2f, %.1f]", i ? ", " : "", latency_us[i], mhz[i]);
     }

@@ -2,8 +2,7 @@
 //
 // Programs of one process (or one fork) each, built by run_probes.py with nvcc. They print one JSON
 // object on stdout; statistics are done in Python.
-#ifndef RUBATO_BENCH_GPU_PROBES_PROBE_H_
-#define RUBATO_BENCH_GPU_PROBES_PROBE_H_
+#pragma once
 
 #include <cuda.h>
 #include <cuda_runtime.h>
@@ -69,5 +68,3 @@ __global__ void ReadClock(unsigned long long* out) {
 }
 
 }  // namespace probe
-
-#endif  // RUBATO_BENCH_GPU_PROBES_PROBE_H_

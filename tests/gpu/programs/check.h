@@ -2,8 +2,7 @@
 //
 // A program prints one line of JSON and then waits for the end of its stdin, so that the check can
 // look at the scheduler's view of a tenant that is still there.
-#ifndef RUBATO_TESTS_GPU_PROGRAMS_CHECK_H_
-#define RUBATO_TESTS_GPU_PROGRAMS_CHECK_H_
+#pragma once
 
 #include <cuda.h>
 #include <cuda_runtime.h>
@@ -47,5 +46,3 @@ inline void HandOver() {
 }
 
 }  // namespace check
-
-#endif  // RUBATO_TESTS_GPU_PROGRAMS_CHECK_H_

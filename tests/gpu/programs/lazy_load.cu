@@ -29,7 +29,9 @@ __global__ void WaitForFlag(volatile unsigned* flag, unsigned* seen, unsigned lo
   *seen = *flag;
 }
 
-__global__ void SetFlag(volatile unsigned* flag) { *flag = 1; }
+__global__ void SetFlag(volatile unsigned* flag) {
+  *flag = 1;
+}
 
 __global__ void Busy(unsigned long long ns) {
   unsigned long long start, now;

@@ -110,13 +110,15 @@ int main() {
   char path[64];
   std::snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
   int again = open(path, O_RDWR | O_CLOEXEC);
-  bool sealed = again >= 0 && mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0) ==
-                                  MAP_FAILED && errno == EPERM;
-  std::printf("{\"set_up\": %s, \"owner_killed\": %s, \"value_at_ready\": %u, \"first\": %u, "
-              "\"steps_seen\": %u, \"disorder\": %u, \"moved_after_death\": %u, \"final\": %u, "
-              "\"last_possible\": %u, \"sealed\": %s}",
-              set_up ? "true" : "false", killed ? "true" : "false", at_ready, kFirst, steps,
-              disorder, after_death, final_value, kFirst + kQueued, sealed ? "true" : "false");
+  bool sealed = again >= 0 &&
+                mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0) == MAP_FAILED &&
+                errno == EPERM;
+  std::printf(
+      "{\"set_up\": %s, \"owner_killed\": %s, \"value_at_ready\": %u, \"first\": %u, "
+      "\"steps_seen\": %u, \"disorder\": %u, \"moved_after_death\": %u, \"final\": %u, "
+      "\"last_possible\": %u, \"sealed\": %s}",
+      set_up ? "true" : "false", killed ? "true" : "false", at_ready, kFirst, steps, disorder,
+      after_death, final_value, kFirst + kQueued, sealed ? "true" : "false");
   check::HandOver();
   return 0;
 }
