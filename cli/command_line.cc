@@ -110,6 +110,20 @@ std::string Joined(std::string text) {
   return text;
 }
 
+// What the parser could not place: the option if there is one, otherwise the first word.
+std::string Surplus(const std::string& command, const std::vector<std::string>& words) {
+  const auto option = std::find_if(words.begin(), words.end(),
+                                   [](const std::string& word) { return word.starts_with("-"); });
+  if (option != words.end())
+    return "there is no option " + *option + "; see `" + command + " --help`";
+  if (command == "rubato run") {
+    return "'" + words.front() + "' stands before --; write the program and its arguments after it";
+  }
+  if (command == "rubato")
+    return "there is no command '" + words.front() + "'; see `rubato --help`";
+  return "'" + words.front() + "' is too much; see `" + command + " --help`";
+}
+
 // One line from what the parser says; "see --help" where it does not say what to do.
 std::string Complaint(const std::string& command, const CLI::ParseError& error) {
   std::string what = Joined(error.what());
@@ -228,13 +242,16 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
   std::vector<std::string> reversed(own.rbegin(), own.rend());
   try {
     app.parse(reversed);
+  } catch (const CLI::ExtrasError&) {
+    return Ending{is_run ? kExitRunFailed : kExitUsage, "",
+                  command + ": " + Surplus(command, app.remaining(/*recurse=*/true)) + "\n"};
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) {
       return Ending{is_run ? kExitRunFailed : kExitUsage, "", Complaint(command, error)};
     }
     std::ostringstream out;
     std::ostringstream err;
-    app.exit(error, out, err);
+    (void)app.exit(error, out, err);
     return Ending{0, out.str(), err.str()};
   }
 

@@ -50,6 +50,13 @@ class Findings {
   void Missing(std::string check, std::string detail, std::string cure) {
     Add({std::move(check), Verdict::kMissing, std::move(detail), std::move(cure)});
   }
+  // Errors name their cure after a semicolon.
+  void Missing(std::string check, const base::Error& error) {
+    const size_t cut = error.message.rfind("; ");
+    const bool has_cure = cut != std::string::npos;
+    Missing(std::move(check), error.message.substr(0, cut),
+            has_cure ? error.message.substr(cut + 2) : "");
+  }
   const std::vector<Finding>& all() const { return all_; }
 
  private:
@@ -105,8 +112,7 @@ void CheckRuntimeDir(const RuntimeDir& directory, Findings* findings) {
 void CheckShims(const InstallLayout& layout, Findings* findings) {
   const base::Result<std::vector<std::string>> shims = layout.Shims();
   if (!shims.ok()) {
-    return findings->Missing("preloaded-libraries", shims.error().message,
-                             "install Rubato as a whole, or build it again");
+    return findings->Missing("preloaded-libraries", shims.error());
   }
   for (const std::string& path : *shims) {
     if (path.find_first_of(" :") != std::string::npos) {
@@ -148,8 +154,7 @@ void CheckShims(const InstallLayout& layout, Findings* findings) {
 void CheckSchedulerProgram(const InstallLayout& layout, Findings* findings) {
   const base::Result<std::string> program = layout.Scheduler();
   if (!program.ok()) {
-    return findings->Missing("scheduler-program", program.error().message,
-                             "install Rubato as a whole, or build it again");
+    return findings->Missing("scheduler-program", program.error());
   }
   const base::Result<ProgramOutput> output =
       RunProgram({*program, "--version"}, CurrentEnvironment(), "", kProbeLimit);
@@ -225,8 +230,12 @@ void CheckDrivers(Findings* findings) {
                         "first in LD_LIBRARY_PATH");
     }
   };
-  report("cuda-driver", cuda, hip.loads);
-  report("hip-driver", hip, true);
+  report("cuda-driver", cuda, HipUsable(hip));
+  if (hip.loads && !HipUsable(hip)) {
+    findings->Note("hip-driver", hip.path + ", but no /dev/kfd: no AMD GPU");
+  } else {
+    report("hip-driver", hip, true);
+  }
   if (!cuda.loads) return;
   if (!IsSoftwareGpu(cuda.path)) CheckDeviceFiles(findings);
   CheckNvml(findings);
@@ -311,7 +320,7 @@ int Doctor(const DoctorCommand& command) {
   }
   CheckDrivers(&findings);
   if (!directory.ok()) {
-    findings.Missing("runtime-directory", directory.error().message, "set XDG_RUNTIME_DIR");
+    findings.Missing("runtime-directory", directory.error());
   } else {
     CheckRuntimeDir(*directory, &findings);
     if (layout.ok()) {

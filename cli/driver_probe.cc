@@ -194,6 +194,10 @@ NvmlProbe ProbeNvml(base::Nanos time_limit) {
   return probe;
 }
 
+bool HipUsable(const LibraryProbe& hip) {
+  return hip.loads && (IsSoftwareGpu(hip.path) || access("/dev/kfd", F_OK) == 0);
+}
+
 bool IsSoftwareGpu(std::string_view path) {
   return path.find("/softgpu/") != std::string_view::npos;
 }

@@ -39,6 +39,10 @@ struct NvmlProbe {
 
 NvmlProbe ProbeNvml(base::Nanos time_limit);
 
+// True if a HIP program could find a GPU. The library alone says little: distributions ship it
+// without a GPU's driver, which is what makes /dev/kfd.
+bool HipUsable(const LibraryProbe& hip);
+
 // True if the driver library at `path` is the software GPU's stand-in.
 bool IsSoftwareGpu(std::string_view path);
 

@@ -9,15 +9,13 @@
 namespace rubato::cli {
 namespace {
 
-base::Result<std::string> FirstAccessible(const std::vector<std::string>& candidates, int mode,
-                                          const std::string& what) {
+base::Result<std::string> FirstAccessible(const std::vector<std::string>& candidates, int mode) {
   for (const std::string& path : candidates) {
     if (access(path.c_str(), mode) == 0) return path;
   }
-  std::string message = what + " was not found at " + candidates.front();
-  for (size_t i = 1; i < candidates.size(); ++i) message += " or " + candidates[i];
-  return base::Error{base::ErrorCode::kNotFound,
-                     message + "; install Rubato as a whole, or build it again"};
+  return base::Error{
+      base::ErrorCode::kNotFound,
+      candidates.front() + " was not found; install Rubato as a whole, or build all of it"};
 }
 
 #if defined(__x86_64__)
@@ -39,18 +37,17 @@ base::Result<InstallLayout> InstallLayout::Find() {
 }
 
 base::Result<std::string> InstallLayout::Scheduler() const {
+  const std::string prefix = bin_dir.substr(0, bin_dir.rfind('/'));
   return FirstAccessible(
-      {bin_dir + "/rubato-scheduler", bin_dir + "/../libexec/rubato/rubato-scheduler"}, X_OK,
-      "the scheduler");
+      {bin_dir + "/rubato-scheduler", prefix + "/libexec/rubato/rubato-scheduler"}, X_OK);
 }
 
 base::Result<std::vector<std::string>> InstallLayout::Shims() const {
+  const std::string lib_dir = bin_dir.substr(0, bin_dir.rfind('/')) + "/lib/";
   std::vector<std::string> paths;
   for (const std::string name : {kCudaShimName, kHipShimName}) {
-    base::Result<std::string> path =
-        FirstAccessible({bin_dir + "/../lib/" + name, bin_dir + "/../lib/rubato/" + name,
-                         bin_dir + "/../lib/" + kMultiArch + "/" + name},
-                        R_OK, "the preloaded library " + name);
+    base::Result<std::string> path = FirstAccessible(
+        {lib_dir + name, lib_dir + "rubato/" + name, lib_dir + kMultiArch + "/" + name}, R_OK);
     if (!path.ok()) return path.error();
     std::array<char, PATH_MAX> resolved;
     if (realpath(path->c_str(), resolved.data()) == nullptr) return base::SystemError(*path);

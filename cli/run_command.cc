@@ -44,11 +44,12 @@ std::string GpuProblem() {
   const LibraryProbe cuda = ProbeLibrary(kCudaDriverNames, kProbeLimit);
   if (cuda.loads) return "";
   const LibraryProbe hip = ProbeLibrary(kHipDriverNames, kProbeLimit);
-  if (hip.loads) return "";
+  if (HipUsable(hip)) return "";
   if (cuda.timed_out || hip.timed_out) {
     return "the GPU driver library hangs when it is loaded; look at `dmesg` for what the GPU says";
   }
-  return "no GPU driver was found (libcuda.so.1 or libamdhip64.so); install the driver, or use "
+  return "no GPU driver was found (libcuda.so.1, or libamdhip64.so with /dev/kfd); install the "
+         "driver, or use "
          "--no-gpu-check for a program that needs none";
 }
 
