@@ -19,7 +19,7 @@ import protocol
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MARK = "BENCH_MARK"
-INIT_TIMEOUT_S = 120.0
+INIT_TIMEOUT_S = 60.0
 SERVICE_TIMEOUT_S = 30.0
 QUIT_TIMEOUT_S = 10.0
 

@@ -267,7 +267,7 @@ class RealTime:
         a = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
         b = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
         out = torch.empty(shape, device="cuda", dtype=torch.bfloat16)
-        for burst in range(14):
+        for burst in range(18):
             # Bursts of different length reach different clocks.
             for _ in range(24 + 12 * (burst % 5)):
                 torch.mm(a, b, out=out)

@@ -83,9 +83,7 @@ def outputs_realtime(bench):
 
 @check("outputs stay bit-identical beside a real-time neighbour")
 def outputs_beside_realtime(bench):
-    alone_program = bench.start(bench.python("torch_outputs.py"), bare=True)
-    alone = alone_program.result()
-    alone_program.finish()
+    alone = bench.alone(bench.python("torch_outputs.py"))
     bench.scheduler()
     neighbour = bench.start([bench.binary("worker"), REALTIME_PERIOD_US], *REALTIME)
     neighbour.line()

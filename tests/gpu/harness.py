@@ -134,6 +134,8 @@ class Program:
 class Bench:
     """What one check works with: a scratch folder, programs, at most one scheduler."""
 
+    _alone = {}  # of all checks: arguments -> result
+
     def __init__(self, scratch, build_dir, binaries):
         self.scratch = scratch
         self.build_dir = build_dir
@@ -166,14 +168,21 @@ class Bench:
         self._programs.append(program)
         return program
 
+    def alone(self, argv):
+        """The result of a program without Rubato; asked once per run of all checks."""
+        key = tuple(argv)
+        if key not in self._alone:
+            program = self.start(argv, bare=True)
+            self._alone[key] = program.result()
+            program.finish()
+        return self._alone[key]
+
     def both(self, argv, *rubato_args):
         """The result of a program alone and under Rubato, the latter proven to have been attached.
 
         Returns (alone, with Rubato, the tenant's status).
         """
-        alone = self.start(argv, bare=True)
-        first = alone.result()
-        alone.finish()
+        first = self.alone(argv)
         self.scheduler()
         program = self.start(argv, *rubato_args)
         second = program.result()

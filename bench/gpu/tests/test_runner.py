@@ -149,6 +149,14 @@ class RunnerTest(unittest.TestCase):
         self.assertEqual(len(self.results()), 2)
         self.assert_nothing_left()
 
+    def test_no_cell_begins_after_the_time_limit(self):
+        done = self.run_bench("--loads", "resnet50-copy", "--ways", "alone,timeslice",
+                              "--time-limit", "0.001")
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stdout.count("not begun"), 3, done.stdout)
+        self.assertEqual(self.results(), [])
+        self.assert_nothing_left()
+
     def test_an_unknown_load_is_one_clear_line(self):
         done = self.run_bench("--loads", "resnet51")
         self.assertEqual(done.returncode, 2)
