@@ -151,7 +151,7 @@ class RunnerTest(unittest.TestCase):
 
     def test_no_cell_begins_after_the_time_limit(self):
         done = self.run_bench("--loads", "resnet50-copy", "--ways", "alone,timeslice",
-                              "--time-limit", "0.001")
+                              "--time-limit", "1e-9")
         self.assertEqual(done.returncode, 1)
         self.assertEqual(done.stdout.count("not begun"), 3, done.stdout)
         self.assertEqual(self.results(), [])
