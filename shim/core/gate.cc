@@ -15,6 +15,8 @@ constexpr uint64_t kBlindRetryNs = 50'000;
 // A thread spins for at most this many spin times past the predicted moment, then naps.
 constexpr uint64_t kSpinBudget = 8;
 constexpr uint64_t kOverdueNapNs = 100'000;
+// A thread that lost its core has it back within this, mostly: a time slice of the host's.
+constexpr uint64_t kPreemptionNs = 2'000'000;
 
 void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi::SlotRegion& slot,
                  uint64_t now_ns, GateView* view) {
@@ -201,7 +203,9 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
     return 0;
   }
   const uint64_t begin_ns = look.now_ns;
-  const abi::DeviceConstants constants = look.view->page->constants;
+  const abi::DeviceConstants& constants = look.view->page->constants;
+  const uint64_t spin_ns = constants.spin_ns;
+  const uint64_t sleep_floor_ns = constants.sleep_floor_ns;
   uint64_t expire_ns = request.expected_ns * constants.expire_factor;
   if (expire_ns < constants.expire_floor_ns) expire_ns = constants.expire_floor_ns;
   bool waiting = false;
@@ -231,9 +235,11 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
         retract = again.others_ns > view.others_ns && waited_ns < expire_ns &&
                   Decide(again, request, own_ns, look.now_ns) != GateAnswer::kGo;
       }
-      if (!retract && view.until_ns != abi::kNever) {
-        // The thread may have lost its core since it looked at the clock.
-        retract = NowNs() + own_ns + view.others_ns + request.longest_ns > view.until_ns;
+      // The thread may have lost its core since it looked at the clock. Worth another look only
+      // where that could matter.
+      const uint64_t end_ns = look.now_ns + own_ns + view.others_ns + request.longest_ns;
+      if (!retract && view.until_ns != abi::kNever && view.until_ns - end_ns < kPreemptionNs) {
+        retract = NowNs() - look.now_ns > view.until_ns - end_ns;
       }
       if (!retract) {
         if (view.holds_ignored != 0) {
@@ -259,7 +265,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
       const uint64_t half_ns = look.now_ns + (own_ns + view.others_ns) / 2;
       if (half_ns < wake_ns) wake_ns = half_ns;
     }
-    Pause(look.now_ns, wake_ns, constants.spin_ns, constants.sleep_floor_ns, &spun_ns);
+    Pause(look.now_ns, wake_ns, spin_ns, sleep_floor_ns, &spun_ns);
     look = LookAround(session);
     if (!Attached()) break;
   }

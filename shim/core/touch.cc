@@ -142,6 +142,7 @@ void EnsureTouch(const Driver& driver, DeviceSession* session, Handle context) {
   const auto detach = reinterpret_cast<DetachThread>(driver.find_symbol("pthread_detach"));
   touch->session = session;
   touch->context = context;
+  touch->jobs_seen = ~uint64_t{0};  // The first touch cannot be known to be wasted.
   abi::StoreRelaxed(touch->stop, 0u);
   unsigned long thread = 0;
   uint64_t signals = 0;

@@ -233,7 +233,7 @@ class Neighbourhood {
   }
 
   uint64_t Counted(abi::Counter counter) const {
-    return session.slot->counters.value[static_cast<uint32_t>(counter)];
+    return abi::LoadRelaxed(session.slot->counters.value[static_cast<uint32_t>(counter)]);
   }
 
   abi::DeviceRegion* page;
