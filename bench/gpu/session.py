@@ -185,6 +185,8 @@ def _run_tool(argv, env, log_path, timeout_s, text=None):
 class NoService:
     """Tenants share the GPU with nothing of ours or the vendor's between them."""
 
+    STARTS_TENANTS = False  # whether it must be up before a tenant's process starts
+
     def __init__(self, scratch):
         self._scratch = scratch
 
@@ -245,6 +247,8 @@ class MpsDaemon(NoService):
 class RubatoScheduler(NoService):
     """`rubato up` with a private runtime folder, `rubato run` around each tenant, `rubato down`."""
 
+    STARTS_TENANTS = True
+
     def __init__(self, scratch, build_dir, mode, extra_env=None):
         super().__init__(scratch)
         self._extra_env = extra_env or {}
@@ -297,7 +301,7 @@ class Session:
     """The tenants of one measurement, from their start to their end.
 
     start() may come long before open(): importing PyTorch touches no GPU, so the next session's
-    imports run while this one's tenants set up. Under Rubato a tenant is not started early.
+    imports run while this one's tenants set up.
     """
 
     def __init__(self, scratch, service, tenants, starts_early):
@@ -326,7 +330,7 @@ class Session:
             return
         os.makedirs(self._scratch, exist_ok=True)
         try:
-            if not self.starts_early:
+            if self._service.STARTS_TENANTS:
                 self._open_service()
             for name, _, argv, extra_env, rubato_args in self._plan:
                 env = self._service.environment(base_environment(self._scratch))

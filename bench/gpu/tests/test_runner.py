@@ -119,6 +119,15 @@ class RunnerTest(unittest.TestCase):
         self.assertEqual([record["rt_measured_with"] for record in self.results()],
                          ["resnet50-gemm8192", "resnet50-gemm8192"])
 
+    def test_early_start_gives_the_same_rows_in_every_setting(self):
+        for early in ("none", "plain", "all"):
+            with self.subTest(early=early):
+                done = self.run_bench("--loads", "resnet50-copy", "--early", early, "--ways",
+                                      "alone,mps,rubato-hybrid,rubato-mps")
+                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+                self.assertEqual(len(self.results()), 4)
+                self.assert_nothing_left()
+
     def test_append_compares_with_the_alone_rows_of_the_file(self):
         self.run_bench("--loads", "resnet50-copy", "--ways", "alone")
         done = self.run_bench("--loads", "resnet50-copy", "--ways", "timeslice", "--append")
