@@ -37,8 +37,19 @@ void LearnDuration(const core::Sample& sample, Nanos now_ns, core::KernelProfile
   const int share = ShareSlot(sample.sm_permille);
   Nanos& average_ns =
       share < 0 ? profile->duration_ns : profile->by_share_ns[static_cast<size_t>(share)];
-  // With a neighbour in between a measurement says "at most this".
-  if (sample.disturbed && average_ns != 0 && measured_ns >= average_ns) return;
+  if (sample.disturbed && average_ns != 0 && measured_ns >= average_ns) {
+    // With a neighbour in between a measurement says "at most this". It still counts a little:
+    // where there always is a neighbour, nothing else would show that the clock has fallen.
+    if (measured_ns > 4 * average_ns) return;
+    average_ns += (measured_ns - average_ns) / 20;
+    return;
+  }
+  if (!sample.disturbed && !profile->clean) {
+    // The first clean measurement ends whatever the others led to.
+    profile->clean = true;
+    average_ns = 0;
+    profile->recent_ns = {};
+  }
   const Nanos deviation_ns = average_ns == 0 ? 0 : std::abs(measured_ns - average_ns);
   average_ns = Follow(average_ns, measured_ns);
   if (share >= 0) return;

@@ -1,0 +1,45 @@
+// rubato-scheduler: one per node, or one per user where `rubato up` starts it.
+
+#include <signal.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "base/log.h"
+#include "base/notify.h"
+#include "scheduler/daemon/daemon.h"
+#include "scheduler/daemon/options.h"
+
+namespace {
+
+int Fail(const std::string& line, int exit_code) {
+  std::fprintf(stderr, "rubato-scheduler: %s\n", line.c_str());
+  rubato::base::NotifyFailed(line);
+  return exit_code;
+}
+
+int Run(int argc, char** argv) {
+  const rubato::sched::ParsedOptions parsed = rubato::sched::ParseOptions(argc, argv);
+  if (!parsed.options.has_value()) {
+    return parsed.exit_code == 0 ? 0 : Fail(parsed.complaint, parsed.exit_code);
+  }
+  if (auto log = rubato::base::StartLog("rubato-scheduler", parsed.options->log_level); !log)
+    return Fail(log.error().message, 2);
+  ::signal(SIGPIPE, SIG_IGN);
+  auto daemon = rubato::sched::Daemon::Start(*parsed.options);
+  if (!daemon) return Fail(daemon.error().message, 1);
+  (*daemon)->Run();
+  daemon->reset();
+  rubato::base::LogInfo("ended");
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return Run(argc, argv);
+  } catch (const std::exception& error) {
+    return Fail(std::string("gave up: ") + error.what(), 1);
+  }
+}
