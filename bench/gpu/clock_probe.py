@@ -1,8 +1,8 @@
 """The SM clock as a kernel sees it: cycles of %clock64 over nanoseconds of %globaltimer.
 
-A driver query would give a value some tens of milliseconds old; this one is taken right after a job,
-by a kernel of one thread that runs about 25 us. %globaltimer ticks coarsely (up to 1 us), so both
-readings are taken just after a tick.
+A driver query would give a value some tens of milliseconds old; this one is taken right after a
+job, by a kernel of one thread that runs about 25 us. %globaltimer ticks coarsely (up to 1 us), so
+both readings are taken just after a tick.
 
 The kernel is PTX text that the driver compiles, loaded through the driver API of the current
 context; if that fails, PyTorch's own kernel compiler is tried; if that fails too, there is no clock

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 _VGG = {
-    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+    "vgg16": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M",
+              512, 512, 512, "M"),
     "vgg19": (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M",
               512, 512, 512, 512, "M"),
 }
@@ -35,7 +36,7 @@ def _conv_norm(inputs, outputs, size, stride=1):
 
 
 class _Residual(nn.Module):
-    """A block of a ResNet: basic (two 3x3) or bottleneck (1x1, 3x3, 1x1 with four times the width)."""
+    """A block of a ResNet: basic (3x3, 3x3) or bottleneck (1x1, 3x3, 1x1 of 4 times the width)."""
 
     def __init__(self, inputs, width, stride, bottleneck):
         super().__init__()

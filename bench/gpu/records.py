@@ -82,7 +82,7 @@ def make_baseline(rt_results, calibrations, be_results):
 
 
 def compare_checksums(results, checksums):
-    """True/False per all tenants whose output is repeatable; None if there is nothing to compare."""
+    """Whether all repeatable outputs are as alone; None if there is nothing to compare."""
     verdicts = []
     for name, result in results.items():
         seen, alone = result.get("checksum"), checksums.get(name)

@@ -209,7 +209,7 @@ class NoService:
 
 
 class MpsDaemon(NoService):
-    """The vendor's MPS control daemon in folders of its own, as root and without another setting."""
+    """The vendor's MPS control daemon in folders of its own; no other setting is touched."""
 
     CONTROL = "nvidia-cuda-mps-control"
 
@@ -341,7 +341,7 @@ class Session:
             self._start_error = error
 
     def wait_imported(self, deadline):
-        """Waits until nothing of the start is left to disturb a neighbour; errors wait for open()."""
+        """Waits until the start disturbs no neighbour any more; errors wait for open()."""
         if self._imported or self._start_error:
             return
         try:

@@ -123,7 +123,7 @@ def fit_clock_curve(points):
 
 
 def fill_clocks(times_ns, clocks_mhz):
-    """Gives every job the clock of the probe nearest to it in time; None where there was no probe."""
+    """Gives every job the clock of the probe nearest in time; None where there was no probe."""
     seen = [(t, clock) for t, clock in zip(times_ns, clocks_mhz) if clock]
     if not seen:
         return [None] * len(times_ns)

@@ -107,10 +107,11 @@ class RunnerTest(unittest.TestCase):
         self.assertEqual(sum(call.startswith("rubato down") for call in calls), 3)
         declared = [call for call in calls if call.startswith("rubato run")]
         self.assertEqual(len(declared), 6)
-        self.assertEqual(sum("--class realtime --name rt-resnet50 --period 10ms --deadline 10ms" in call
-                             for call in declared), 3)
+        realtime = "--class realtime --name rt-resnet50 --period 10ms --deadline 10ms"
+        self.assertEqual(sum(realtime in call for call in declared), 3)
         # Which processes use MPS is Rubato's decision: none is preset.
-        self.assertTrue(all("called-with-mps=none" in call for call in calls if call.startswith("rubato")))
+        self.assertTrue(all("called-with-mps=none" in call for call in calls
+                            if call.startswith("rubato")))
         self.assert_nothing_left()
 
     def test_a_real_time_set_is_measured_alone_once(self):

@@ -1,5 +1,5 @@
 """Captures of every kind PyTorch uses, each replayed with new inputs and compared with eager: forks
-to side streams inside the capture, the three capture modes, allocations, two graphs in turn, a graph
+to side streams inside the capture, the three capture modes, allocations, a graph
 captured while another thread launches.
 """
 

@@ -1,5 +1,5 @@
-"""Training with DataLoader workers forked after CUDA is up, as programs do: the children inherit the
-shim and touch no GPU.
+"""Training with DataLoader workers forked after CUDA is up, as programs do: the children inherit
+the shim and touch no GPU.
 """
 
 import json
