@@ -1,0 +1,191 @@
+#include "shim/hooks/lookup.h"
+
+#include <dlfcn.h>
+
+#include <cstdint>
+
+#include "shim/core/core.h"
+#include "shim/hooks/libc_symbols.h"
+#include "shim/hooks/table.h"
+
+#define RUBATO_HIDDEN __attribute__((visibility("hidden")))
+
+extern "C" {
+// Read by the assembler below. Set, never changed.
+RUBATO_HIDDEN void* rubato_next_dlsym;
+RUBATO_HIDDEN void* rubato_next_dlvsym;
+// The answer to a look-up: null, go on to the next dlsym; kNothing, answer null; else the address.
+RUBATO_HIDDEN const void* rubato_answer_dlsym(void* handle, const char* name);
+RUBATO_HIDDEN const void* rubato_answer_dlvsym(void* handle, const char* name, const char* version);
+}
+
+namespace rubato::shim {
+
+namespace {
+
+using LookUp = void* (*)(void*, const char*);
+using VersionedLookUp = void* (*)(void*, const char*, const char*);
+
+const void* const kGoOn = nullptr;
+const void* const kNothing = reinterpret_cast<const void*>(1);
+
+#if defined(__x86_64__)
+constexpr const char* kOldestVersion = "GLIBC_2.2.5";
+#elif defined(__aarch64__)
+constexpr const char* kOldestVersion = "GLIBC_2.17";
+#else
+#error "The look-up routines are written for x86-64 and aarch64."
+#endif
+constexpr const char* kNewerVersion = "GLIBC_2.34";
+
+// Finds the dlsym and dlvsym behind us: another interposer's if one comes next, else the C
+// library's. Idempotent; threads may race.
+bool FindNext() {
+  if (__atomic_load_n(&rubato_next_dlvsym, __ATOMIC_ACQUIRE) != nullptr) return true;
+  const auto look_up = reinterpret_cast<VersionedLookUp>(LibcSymbol("dlvsym"));
+  if (look_up == nullptr) return false;
+  void* symbol = look_up(RTLD_NEXT, "dlsym", kOldestVersion);
+  if (symbol == nullptr) symbol = look_up(RTLD_NEXT, "dlsym", kNewerVersion);
+  if (symbol == nullptr) symbol = LibcSymbol("dlsym");
+  void* versioned = look_up(RTLD_NEXT, "dlvsym", kOldestVersion);
+  if (versioned == nullptr) versioned = reinterpret_cast<void*>(look_up);
+  if (symbol == nullptr) return false;
+  __atomic_store_n(&rubato_next_dlsym, symbol, __ATOMIC_RELEASE);
+  __atomic_store_n(&rubato_next_dlvsym, versioned, __ATOMIC_RELEASE);
+  return true;
+}
+
+// What to answer when the next look-up function found `found` for a name of the vendor's.
+const void* Answer(const char* name, void* found) {
+  const int row = FindRowByName(name);
+  if (found == nullptr) return kGoOn;  // It says so itself, with its own dlerror message.
+  if (row >= 0 && found == kEntries[row]) {
+    // The search began in the global scope, where we stand in front. Without us it would have found
+    // nothing unless somebody has loaded the real library.
+    if (ResolveRow(static_cast<Row>(row), Load::kIfPresent) != nullptr) return kGoOn;
+    NextSymbol(RTLD_NEXT, name);  // Fails, and leaves the message that the program expects.
+    return kNothing;
+  }
+  if (row >= 0) {
+    return found == ResolveRow(static_cast<Row>(row), Load::kIfPresent) ? kEntries[row] : kGoOn;
+  }
+  if (VendorSymbol(name) == found) Substitute(name, found);  // Counts what neither list has.
+  return kGoOn;
+}
+
+}  // namespace
+
+void* NextSymbol(void* handle, const char* name) {
+  if (!FindNext()) return nullptr;
+  return reinterpret_cast<LookUp>(rubato_next_dlsym)(handle, name);
+}
+
+void* Substitute(const char* symbol, void* real) {
+  if (real == nullptr || !ResolveReal(Load::kIfPresent)) return real;
+  const Known known = FindAddress(real);
+  if (known.row >= 0) return kEntries[known.row];
+  if (!known.known) OnUnknownSymbol(symbol);
+  return real;
+}
+
+}  // namespace rubato::shim
+
+const void* rubato_answer_dlsym(void* handle, const char* name) {
+  using namespace rubato::shim;
+  if (!FindNext()) return kNothing;
+  // RTLD_NEXT means the library after the caller: only the real dlsym can tell who that is. It
+  // finds our entries where they are next.
+  if (name == nullptr || handle == RTLD_NEXT || !IsVendorName(name)) return kGoOn;
+  return Answer(name, reinterpret_cast<LookUp>(rubato_next_dlsym)(handle, name));
+}
+
+const void* rubato_answer_dlvsym(void* handle, const char* name, const char* version) {
+  using namespace rubato::shim;
+  if (!FindNext()) return kNothing;
+  if (name == nullptr || handle == RTLD_NEXT || !IsVendorName(name)) return kGoOn;
+  return Answer(name, reinterpret_cast<VersionedLookUp>(rubato_next_dlvsym)(handle, name, version));
+}
+
+// The exported routines. They keep the argument registers over the question, and leave the stack as
+// it was before they jump on, so that the next dlsym sees the program as its caller.
+#if defined(__x86_64__)
+#define RUBATO_LOOKUP(name, answer, next) \
+  asm(".pushsection .text\n"              \
+      ".globl " name                      \
+      "\n"                                \
+      ".type " name                       \
+      ", @function\n"                     \
+      ".balign 16\n" name                 \
+      ":\n"                               \
+      ".cfi_startproc\n"                  \
+      "endbr64\n"                         \
+      "pushq %rdi\n"                      \
+      ".cfi_adjust_cfa_offset 8\n"        \
+      "pushq %rsi\n"                      \
+      ".cfi_adjust_cfa_offset 8\n"        \
+      "pushq %rdx\n"                      \
+      ".cfi_adjust_cfa_offset 8\n"        \
+      "call " answer                      \
+      "\n"                                \
+      "popq %rdx\n"                       \
+      ".cfi_adjust_cfa_offset -8\n"       \
+      "popq %rsi\n"                       \
+      ".cfi_adjust_cfa_offset -8\n"       \
+      "popq %rdi\n"                       \
+      ".cfi_adjust_cfa_offset -8\n"       \
+      "testq %rax, %rax\n"                \
+      "jz 1f\n"                           \
+      "cmpq $1, %rax\n"                   \
+      "jne 2f\n"                          \
+      "xorl %eax, %eax\n"                 \
+      "2: ret\n"                          \
+      "1: jmpq *" next                    \
+      "(%rip)\n"                          \
+      ".cfi_endproc\n"                    \
+      ".size " name ", . - " name         \
+      "\n"                                \
+      ".popsection\n")
+#elif defined(__aarch64__)
+#define RUBATO_LOOKUP(name, answer, next) \
+  asm(".pushsection .text\n"              \
+      ".globl " name                      \
+      "\n"                                \
+      ".type " name                       \
+      ", %function\n"                     \
+      ".balign 16\n" name                 \
+      ":\n"                               \
+      ".cfi_startproc\n"                  \
+      "hint #34\n"                        \
+      "stp x29, x30, [sp, #-48]!\n"       \
+      ".cfi_def_cfa_offset 48\n"          \
+      ".cfi_offset x29, -48\n"            \
+      ".cfi_offset x30, -40\n"            \
+      "mov x29, sp\n"                     \
+      "stp x0, x1, [sp, #16]\n"           \
+      "str x2, [sp, #32]\n"               \
+      "bl " answer                        \
+      "\n"                                \
+      "mov x16, x0\n"                     \
+      "ldr x2, [sp, #32]\n"               \
+      "ldp x0, x1, [sp, #16]\n"           \
+      "ldp x29, x30, [sp], #48\n"         \
+      ".cfi_restore x29\n"                \
+      ".cfi_restore x30\n"                \
+      ".cfi_def_cfa_offset 0\n"           \
+      "cbz x16, 1f\n"                     \
+      "cmp x16, #1\n"                     \
+      "csel x0, xzr, x16, eq\n"           \
+      "ret\n"                             \
+      "1: adrp x16, " next                \
+      "\n"                                \
+      "ldr x16, [x16, #:lo12:" next       \
+      "]\n"                               \
+      "br x16\n"                          \
+      ".cfi_endproc\n"                    \
+      ".size " name ", . - " name         \
+      "\n"                                \
+      ".popsection\n")
+#endif
+
+RUBATO_LOOKUP("dlsym", "rubato_answer_dlsym", "rubato_next_dlsym");
+RUBATO_LOOKUP("dlvsym", "rubato_answer_dlvsym", "rubato_next_dlvsym");
