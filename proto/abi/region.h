@@ -50,7 +50,7 @@ static_assert(offsetof(RegionHeader, epoch) == 24);
 // True if a mapping of `mapped_bytes` that starts with `header` may be read as a region of `kind`
 // whose struct has `struct_bytes`. The header is passed by value: the caller copies it out of
 // shared memory first.
-inline bool RegionAccepted(RegionHeader header, RegionKind kind, uint64_t struct_bytes,
+inline bool RegionAccepted(const RegionHeader& header, RegionKind kind, uint64_t struct_bytes,
                            uint64_t mapped_bytes) {
   return header.magic == kMagic && header.kind == static_cast<uint32_t>(kind) &&
          header.major == kMajor && header.size_bytes >= struct_bytes &&
