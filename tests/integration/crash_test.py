@@ -1,0 +1,131 @@
+"""kill -9 at the worst moments: whoever dies, the others go on, and keep the promise."""
+
+import os
+import signal
+
+import rig
+from residency_test import (DILATION, PERIOD_NS, blocks_of, flood, parse_job, periodic,
+                            violations)
+
+
+class Crash(rig.RigTest):
+    def start_pair(self, jobs, *more):
+        world = self.rig(dilation=DILATION)
+        world.up()
+        realtime = world.realtime("camera", periodic(jobs, *more), period_ns=PERIOD_NS)
+        realtime.expect("ready")
+        realtime.say("go")
+        while parse_job(realtime.expect("job"))[0] < 8:
+            pass
+        rig.wait_until(lambda: world.tenant_device("camera")["release"]["kind"] == "locked",
+                       "the releases are predicted")
+        best_effort = world.best_effort("trainer", flood())
+        best_effort.expect("ops")
+        return world, realtime, best_effort
+
+    def ops(self, program):
+        return int(program.expect("ops").split()[1])
+
+    def assert_goes_on(self, program, more=24):
+        before = self.ops(program)
+        while self.ops(program) < before + more:
+            pass
+
+    def test_the_scheduler_dies_while_the_gate_is_closed(self):
+        world, realtime, best_effort = self.start_pair(40)
+        pids = {name: world.child_of(program)
+                for name, program in (("camera", realtime), ("trainer", best_effort))}
+        scheduler = world.scheduler()["pid"]
+        # At a release: the job is open and the gate closed.
+        _, release, _, _ = parse_job(realtime.expect("job"))
+        self.wait_for_clock(release + PERIOD_NS)
+        os.kill(scheduler, signal.SIGKILL)
+        realtime.expect("job")
+        # Everybody goes by the model as it was, for as long as it is valid.
+        releases = [parse_job(realtime.expect("job"))[1] for _ in range(6)]
+        self.assert_goes_on(best_effort)
+        best_effort.end_input()
+        self.finish(best_effort)
+        realtime.expect("done")
+        self.finish(realtime)
+        log = world.stop_gpu()
+        self.assertEqual(violations(releases, blocks_of(log, pids["trainer"])), [])
+
+    @staticmethod
+    def wait_for_clock(at_ns):
+        rig.wait_until(lambda: rig.time.clock_gettime_ns(rig.time.CLOCK_MONOTONIC) >= at_ns,
+                       "time passes")
+
+    def test_the_realtime_program_dies_while_its_job_is_open(self):
+        world, realtime, best_effort = self.start_pair(40, "--stall-job", 12)
+        realtime.expect("stalled")
+        pid = world.child_of(realtime)
+        os.kill(pid, signal.SIGKILL)
+        self.finish(realtime, 128 + signal.SIGKILL)
+        self.assert_goes_on(best_effort)
+        self.assertIsNone(world.tenant("camera"))
+        self.assertEqual(world.status()["devices"][0]["realtime_sessions"], 0)
+        best_effort.end_input()
+        self.finish(best_effort)
+
+    def test_a_stuck_realtime_job_does_not_hold_for_ever(self):
+        world, realtime, best_effort = self.start_pair(40, "--stall-job", 12)
+        realtime.expect("stalled")
+        # Alive, its job open: the limit on holding lets the others go on.
+        self.assert_goes_on(best_effort, 8)
+        self.assertIsNone(realtime.process.poll())
+        best_effort.end_input()
+        self.finish(best_effort)
+
+    def test_the_best_effort_program_dies_with_work_in_flight(self):
+        world, realtime, best_effort = self.start_pair(24)
+        pid = world.child_of(best_effort)
+        os.kill(pid, signal.SIGKILL)
+        self.finish(best_effort, 128 + signal.SIGKILL)
+        rig.wait_until(lambda: world.tenant("trainer") is None, "the tenant is gone")
+        self.assertEqual(world.status()["devices"][0]["sessions"], 1)
+        checksum = realtime.expect("done")
+        self.finish(realtime)
+        # The same jobs without anybody else have the same result.
+        alone = world.start(periodic(24))
+        alone.expect("ready")
+        alone.say("go")
+        self.assertEqual(alone.expect("done"), checksum)
+        self.finish(alone)
+
+    def test_a_restarted_scheduler_gets_its_sessions_back(self):
+        world, realtime, best_effort = self.start_pair(60)
+        before = world.status()
+        os.kill(before["scheduler"]["pid"], signal.SIGKILL)
+        rig.wait_until(lambda: not os.path.exists(f"/proc/{before['scheduler']['pid']}"),
+                       "the scheduler is dead")
+        after = world.up()
+        self.assertNotEqual(after["epoch"], before["scheduler"]["epoch"])
+
+        def sessions(status):
+            return sorted((tenant["name"], session["pid"], session["index"])
+                          for tenant in status["tenants"] for session in tenant["session_list"])
+
+        old = {entry[:2] for entry in sessions(before)}
+        self.assertEqual(len(old), 2)
+        rig.wait_until(lambda: {entry[:2] for entry in sessions(world.status())} == old,
+                       "both sessions are back")
+        for tenant in world.status()["tenants"]:
+            for session in tenant["session_list"]:
+                self.assertTrue(session["reattached"], session)
+        # The slots were handed back: what they said before is known again, and the work goes on.
+        rig.wait_until(
+            lambda: world.tenant_device("camera")["release"]["kind"] == "locked",
+            "the releases are predicted again")
+        self.assert_goes_on(best_effort)
+        pid = world.child_of(best_effort)
+        releases = [parse_job(realtime.expect("job"))[1] for _ in range(5)]
+        best_effort.end_input()
+        self.finish(best_effort)
+        realtime.expect("done")
+        self.finish(realtime)
+        self.assertEqual(violations(releases, blocks_of(world.stop_gpu(), pid)), [])
+
+
+if __name__ == "__main__":
+    rig.main()

@@ -1,0 +1,86 @@
+"""What the metrics endpoint says is what happened."""
+
+import re
+
+import rig
+
+PERIOD_NS = 100_000_000
+JOBS = 20
+OPS = 64
+
+
+class Metrics(rig.RigTest):
+    def value(self, samples, name, **labels):
+        """The one sample of `name` that has these labels."""
+        found = []
+        for key, value in samples.items():
+            match = re.fullmatch(r"([a-z_]+)(?:\{(.*)\})?", key)
+            if match is None or match.group(1) != name:
+                continue
+            have = dict(re.findall(r'([a-z_]+)="([^"]*)"', match.group(2) or ""))
+            if all(have.get(label) == want for label, want in labels.items()):
+                found.append(value)
+        self.assertEqual(len(found), 1, f"{name} {labels}: {found}")
+        return found[0]
+
+    def test_counters_equal_what_the_programs_did(self):
+        world = self.rig(dilation=10)
+        realtime = world.realtime(
+            "camera", [rig.TENANT, "periodic", "--period-ns", PERIOD_NS, "--jobs", JOBS],
+            "--memory", "2GiB", period_ns=PERIOD_NS)
+        realtime.expect("ready")
+        best_effort = world.best_effort("trainer", [rig.TENANT, "flood", "--ops", OPS])
+        # The warm-up's kernel and copies count as well: what it did is asked before it goes on.
+        warm = rig.wait_until(lambda: world.tenant_device("camera"), "the session is known")
+        self.finish(best_effort)
+        realtime.say("go")
+        while not realtime.expect("job").startswith(f"job {JOBS - 1} "):
+            pass
+
+        def jobs():
+            return world.tenant_device("camera")["jobs_total"] - warm["jobs_total"] >= JOBS
+
+        rig.wait_until(jobs, "the scheduler has counted all jobs")
+        samples = world.metrics()
+        labels = {"tenant": "camera"}
+        counted = self.value(samples, "rubato_jobs_total", **labels)
+        self.assertGreaterEqual(counted, JOBS)
+        self.assertEqual(self.value(samples, "rubato_job_response_seconds_count", **labels),
+                         counted)
+        self.assertEqual(self.value(samples, "rubato_sessions", **labels), 1)
+        self.assertEqual(self.value(samples, "rubato_memory_limit_bytes", **labels), 2 << 30)
+        self.assertGreaterEqual(self.value(samples, "rubato_memory_used_bytes", **labels), 256)
+        # The other program has ended; its totals have not.
+        launches = self.value(samples, "rubato_besteffort_launches_total", tenant="trainer")
+        # Its kernels, and the copies before and after them.
+        self.assertGreaterEqual(launches, OPS + 1)
+        self.assertLessEqual(launches, OPS + 4)
+        self.assertEqual(self.value(samples, "rubato_build_info"), 1)
+        realtime.expect("done")
+        self.finish(realtime)
+
+    def test_misses_are_counted(self):
+        world = self.rig(dilation=10)
+        # Jobs of three milliseconds of the device's time, against a deadline of one of the host's.
+        program = world.realtime(
+            "late", [rig.TENANT, "periodic", "--period-ns", PERIOD_NS, "--jobs", JOBS,
+                     "--kernels", 1, "--kernel-ns", 3_000_000],
+            "--deadline", "1ms", period_ns=PERIOD_NS)
+        program.expect("ready")
+        program.say("go")
+        while not program.expect("job").startswith(f"job {JOBS - 1} "):
+            pass
+
+        def missed():
+            return world.tenant_device("late")["deadline_misses_total"] >= JOBS
+
+        rig.wait_until(missed, "each job missed its deadline")
+        samples = world.metrics()
+        self.assertGreaterEqual(
+            self.value(samples, "rubato_deadline_misses_total", tenant="late"), JOBS)
+        program.expect("done")
+        self.finish(program)
+
+
+if __name__ == "__main__":
+    rig.main()

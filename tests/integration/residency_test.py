@@ -1,0 +1,118 @@
+"""The promise itself: no block of a best-effort program is on the GPU when a job is released.
+
+Read from the device's own log of what was resident when, and from the real-time program's list of
+its releases; both are CLOCK_MONOTONIC of this host. The same two programs without Rubato are the
+counter-proof: if they showed no such block either, the test could not see one.
+"""
+
+import rig
+
+# One microsecond of the device is 40 us here: the margin before a release is 16 ms.
+DILATION = 40
+PERIOD_NS = 10_000_000 * DILATION
+KERNEL_NS = 200_000  # Of the device's time, as the next.
+FLOOD_KERNEL_NS = 500_000
+
+
+def parse_job(line):
+    """(job, release, first op, end) of a line that the periodic program says."""
+    return tuple(int(word) for word in line.split()[1:5])
+
+
+def periodic(jobs, *more):
+    return [rig.TENANT, "periodic", "--period-ns", PERIOD_NS, "--jobs", jobs, "--kernels", 3,
+            "--kernel-ns", KERNEL_NS, *more]
+
+
+def flood(*more):
+    return [rig.TENANT, "flood", "--kernel-ns", FLOOD_KERNEL_NS, "--depth", 8, *more]
+
+
+def blocks_of(log, pid):
+    return [entry for entry in log if entry["kind"] == "blocks" and entry["pid"] == pid]
+
+
+def resident_at(blocks, instant_ns):
+    return [block for block in blocks
+            if block["host_from_ns"] <= instant_ns < block["host_to_ns"]]
+
+
+def violations(releases, blocks):
+    return [(release, resident_at(blocks, release)) for release in releases
+            if resident_at(blocks, release)]
+
+
+class Residency(rig.RigTest):
+    def run_pair(self, world, realtime, best_effort, jobs, from_job, pid_of):
+        """Runs both; the second starts once the first has done `from_job` jobs. Returns the
+        releases that came while both ran, and both programs' blocks."""
+        realtime.expect("ready")
+        realtime.say("go")
+        job = -1
+        while job < from_job:
+            job = parse_job(realtime.expect("job"))[0]
+        started = best_effort()
+        started.expect("ops")
+        releases = []
+        # The job under way began before the other program was there.
+        realtime.expect("job")
+        while job < jobs - 1:
+            job, release, _, _ = parse_job(realtime.expect("job"))
+            releases.append(release)
+        realtime_pid, pid = pid_of(realtime), pid_of(started)
+        started.end_input()
+        self.finish(started)
+        realtime.expect("done")
+        self.finish(realtime)
+        log = world.stop_gpu()
+        return releases, blocks_of(log, pid), blocks_of(log, realtime_pid)
+
+    def test_without_rubato_blocks_are_resident_at_releases(self):
+        world = self.rig(dilation=DILATION)
+        realtime = world.start(periodic(12))
+        releases, blocks, _ = self.run_pair(world, realtime, lambda: world.start(flood()), 12, 1,
+                                            lambda program: program.pid)
+        self.assertGreaterEqual(len(releases), 5)
+        self.assertGreater(len(violations(releases, blocks)), 0)
+
+    def check_mode(self, *up):
+        world = self.rig(dilation=DILATION)
+        world.up(*up)
+        realtime = world.realtime("camera", periodic(40), period_ns=PERIOD_NS)
+        pids = {}
+
+        def start_flood():
+            rig.wait_until(
+                lambda: world.tenant_device("camera")["release"]["kind"] == "locked",
+                "the releases are predicted")
+            program = world.best_effort("trainer", flood())
+            program.expect("ready")
+            pids[program] = world.child_of(program)
+            pids[realtime] = world.child_of(realtime)
+            return program
+
+        releases, blocks, own = self.run_pair(world, realtime, start_flood, 40, 8, pids.get)
+        self.assertGreaterEqual(len(releases), 15)
+        self.assertEqual(violations(releases, blocks), [])
+        # Nor beside a job: none begins between a release and the job's last block.
+        for release in releases:
+            job = [block["host_to_ns"] for block in own
+                   if release <= block["host_from_ns"] < release + PERIOD_NS // 2]
+            self.assertTrue(job)
+            inside = [block for block in blocks if release <= block["host_from_ns"] < max(job)]
+            self.assertEqual(inside, [])
+        # And it is no empty promise: the other program did run, between the jobs.
+        served = [release for release in releases[:-1]
+                  if any(release < block["host_from_ns"] < release + PERIOD_NS
+                         for block in blocks)]
+        self.assertGreaterEqual(len(served), len(releases) // 2)
+
+    def test_under_rubato_none_is(self):
+        self.check_mode()
+
+    def test_under_rubato_hybrid_none_is(self):
+        self.check_mode("--mode", "hybrid")
+
+
+if __name__ == "__main__":
+    rig.main()
