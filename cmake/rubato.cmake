@@ -64,7 +64,7 @@ function(rubato_test_properties name)
     "RUBATO_BUILD_DIR=${CMAKE_BINARY_DIR}"
     "ASAN_OPTIONS=detect_leaks=1:strict_string_checks=1:detect_stack_use_after_return=1"
     "UBSAN_OPTIONS=print_stacktrace=1"
-    "TSAN_OPTIONS=second_deadlock_stack=1"
+    "TSAN_OPTIONS=second_deadlock_stack=1:suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp"
     ${arg_ENVIRONMENT}
   )
   set_tests_properties(
