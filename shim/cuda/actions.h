@@ -168,6 +168,16 @@ inline bool Counted(Device device) {
   return device >= 0 && device < kMaxDevices;
 }
 
+// A context and everything in it are about to end.
+template <typename Call>
+inline Status DestroyContext(Context context, const Call& call) {
+  {
+    const ErrnoGuard guard;
+    OnContextDestroying(AsHandle(context));
+  }
+  return call();
+}
+
 template <typename Call>
 inline Status WaitForContext(Context context, const Call& call) {
   Handle current = 0;

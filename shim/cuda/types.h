@@ -21,6 +21,7 @@ using Module = CUmodule;
 using Device = CUdevice;
 using Graph = CUgraph;
 using GraphNode = CUgraphNode;
+using GraphEdge = CUgraphEdgeData;
 using GraphExec = CUgraphExec;
 using GraphUpdateResult = CUgraphExecUpdateResult;
 using InstantiateParams = CUDA_GRAPH_INSTANTIATE_PARAMS;

@@ -362,14 +362,4 @@ inline Status DestroyGraph(GraphExec exec, const Call& call) {
   return call();
 }
 
-// A context and everything in it are about to end.
-template <typename Call>
-inline Status DestroyContext(Context context, const Call& call) {
-  {
-    const ErrnoGuard guard;
-    OnContextDestroying(AsHandle(context));
-  }
-  return call();
-}
-
 }  // namespace rubato::shim
