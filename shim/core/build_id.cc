@@ -15,6 +15,8 @@ namespace rubato::shim {
 uint32_t ShimBuild() {
   if (&__ehdr_start == nullptr) return 0;
   const auto* base = reinterpret_cast<const char*>(&__ehdr_start);
+  // What follows the header belongs to the binary, not to the object of that name.
+  asm("" : "+r"(base));
   const auto* headers = reinterpret_cast<const ElfW(Phdr)*>(base + __ehdr_start.e_phoff);
   // Addresses of a shared library and of a position-independent program count from its start.
   uintptr_t first = 0;
