@@ -46,8 +46,12 @@ class Peer:
     def __init__(self, path, deadline_s):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(deadline_s)
-        self.socket.connect(path)
         self.fds = []
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
 
     def close(self):
         self.socket.close()

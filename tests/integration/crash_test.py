@@ -97,8 +97,7 @@ class Crash(rig.RigTest):
         world, realtime, best_effort = self.start_pair(60)
         before = world.status()
         os.kill(before["scheduler"]["pid"], signal.SIGKILL)
-        rig.wait_until(lambda: not os.path.exists(f"/proc/{before['scheduler']['pid']}"),
-                       "the scheduler is dead")
+        rig.wait_until(lambda: rig.has_ended(before["scheduler"]["pid"]), "the scheduler is dead")
         after = world.up()
         self.assertNotEqual(after["epoch"], before["scheduler"]["epoch"])
 

@@ -48,6 +48,15 @@ def wait_until(condition, what):
         time.sleep(0.01)
 
 
+def has_ended(pid):
+    """True if the process is gone, or a zombie that nobody has waited for yet."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 class Program:
     """A started program whose output lines can be waited for."""
 
