@@ -1,15 +1,17 @@
 #include "scheduler/policies/release_model.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 
 namespace rubato::policies {
 namespace {
 
-constexpr size_t kWindow = 48;       // Releases that a line is fitted to.
-constexpr size_t kLockJobs = 4;      // So many must agree before anything is predicted.
-constexpr size_t kJumpJobs = 3;      // So many in a row make a jump of the phase.
-constexpr size_t kGiveUpStrays = 8;  // So many without a line: the period does not hold.
+constexpr size_t kWindow = 48;        // Releases that a line is fitted to.
+constexpr size_t kLockJobs = 4;       // So many must agree before anything is predicted.
+constexpr size_t kJumpJobs = 3;       // So many in a row make a jump of the phase.
+constexpr size_t kGiveUpStrays = 8;   // So many in a row without a line: the period does not hold.
+constexpr uint32_t kJudgedJobs = 16;  // Nor does it if, of so many, more than half miss the line.
 constexpr size_t kLearnGaps = 16;
 constexpr size_t kLearnRegular = 14;      // So many of the gaps must be alike.
 constexpr size_t kTrustSpreadAfter = 16;  // Releases after which a window's spread stands alone.
@@ -74,7 +76,12 @@ void ReleaseModel::OnJob(Nanos first_op_ns, Nanos end_ns) {
   const Nanos tolerance_ns =
       std::min(std::max(prediction_.early_ns, prediction_.late_ns) + period_ns / 16, period_ns / 4);
   const int64_t index = last.index + DivideRounded(first_op_ns - last.at_ns, period_ns);
-  if (std::abs(off_ns) <= tolerance_ns) {
+  const bool on_line = std::abs(off_ns) <= tolerance_ns;
+  if (Hopeless(on_line)) {
+    Unlock();
+    return;
+  }
+  if (on_line) {
     if (index > last.index) Accept(first_op_ns, index);
     return;
   }
@@ -95,6 +102,14 @@ void ReleaseModel::OnJob(Nanos first_op_ns, Nanos end_ns) {
   }
 }
 
+// Any two periods have common multiples, so some jobs of another period always lie on the line.
+bool ReleaseModel::Hopeless(bool on_line) {
+  misses_ = (misses_ << 1) | (on_line ? 0u : 1u);
+  judged_ = std::min(judged_ + 1, 32u);
+  const uint32_t last = misses_ & ((1u << kJudgedJobs) - 1);
+  return judged_ >= kJudgedJobs && static_cast<uint32_t>(std::popcount(last)) > kJudgedJobs / 2;
+}
+
 void ReleaseModel::Accept(Nanos first_op_ns, int64_t index) {
   if (window_.size() == kWindow) window_.erase(window_.begin());
   window_.push_back(Arrival{first_op_ns, index});
@@ -111,6 +126,7 @@ void ReleaseModel::Restart(const std::vector<Nanos>& starts, bool keep_spread) {
   floor_late_ns_ = keep_spread ? prediction_.late_ns : 0;
   const Nanos period_ns = locked_ ? prediction_.period_ns : nominal_ns_;
   locked_ = locked_ && keep_spread;
+  misses_ = judged_ = 0;
   const std::vector<Nanos> copy = starts;
   window_.clear();
   int64_t index = 0;
@@ -124,6 +140,7 @@ void ReleaseModel::Unlock() {
   window_.clear();
   strays_.clear();
   locked_ = false;
+  misses_ = judged_ = 0;
   unfitted_ = false;
   floor_early_ns_ = floor_late_ns_ = 0;
   // A declared period is tried again; a learnt one has to be learnt again.

@@ -66,6 +66,7 @@ class ReleaseModel {
     Nanos end_ns;
   };
 
+  bool Hopeless(bool on_line);
   void Accept(Nanos first_op_ns, int64_t index);
   void Restart(const std::vector<Nanos>& starts, bool keep_spread);
   void Unlock();
@@ -81,7 +82,9 @@ class ReleaseModel {
   std::vector<Start> starts_;    // The last jobs, for learning the period.
   std::vector<Arrival> window_;  // The releases that the line is fitted to.
   std::vector<Nanos> strays_;    // Jobs in a row that do not lie on the line.
-  bool unfitted_ = false;        // Arrivals came since the last fit.
+  uint32_t misses_ = 0;    // Of the last 32 jobs since the lock, one bit each: not on the line.
+  uint32_t judged_ = 0;    // Jobs since the lock, up to 32.
+  bool unfitted_ = false;  // Arrivals came since the last fit.
   bool locked_ = false;
   bool resting_ = false;         // No job for so long that none is expected.
   Nanos floor_early_ns_ = 0;     // Spread known from before a jump, until the window is full

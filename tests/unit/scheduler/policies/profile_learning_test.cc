@@ -1,0 +1,104 @@
+#include "scheduler/policies/profile_learning.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+
+namespace rubato::policies {
+namespace {
+
+core::Sample SampleOf(uint32_t duration_ns, uint32_t permille = 1000, bool disturbed = false) {
+  return core::Sample{11, 7, duration_ns, permille, abi::OpKind::kKernel, disturbed};
+}
+
+TEST(ProfileLearningTest, TheFirstMeasurementIsTheDuration) {
+  core::KernelProfile profile;
+  LearnDuration(SampleOf(1'410'000), 5, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'410'000);
+  EXPECT_EQ(profile.sample_count, 1u);
+  EXPECT_EQ(profile.last_sample_ns, 5);
+}
+
+TEST(ProfileLearningTest, RisesFast) {
+  core::KernelProfile profile;
+  LearnDuration(SampleOf(1'410'000), 1, &profile);
+  int needed = 0;
+  while (profile.duration_ns < 1'640'000) {
+    LearnDuration(SampleOf(1'650'000), 1, &profile);
+    ASSERT_LT(++needed, 20);
+  }
+  EXPECT_LE(needed, 10);
+}
+
+TEST(ProfileLearningTest, FallsSlowly) {
+  core::KernelProfile profile;
+  LearnDuration(SampleOf(1'650'000), 1, &profile);
+  for (int i = 0; i < 5; ++i) LearnDuration(SampleOf(1'410'000), 1, &profile);
+  EXPECT_GT(profile.duration_ns, 1'580'000);
+  for (int i = 0; i < 200; ++i) LearnDuration(SampleOf(1'410'000), 1, &profile);
+  EXPECT_LT(profile.duration_ns, 1'411'000);
+}
+
+TEST(ProfileLearningTest, RemembersTheLongestOfFive) {
+  core::KernelProfile profile;
+  LearnDuration(SampleOf(9'000'000), 1, &profile);
+  for (int i = 0; i < 4; ++i) LearnDuration(SampleOf(1'000'000), 1, &profile);
+  EXPECT_EQ(core::LongestRecent(profile), 9'000'000u);
+  LearnDuration(SampleOf(1'000'000), 1, &profile);
+  EXPECT_EQ(core::LongestRecent(profile), 1'000'000u);
+}
+
+TEST(ProfileLearningTest, SharesAreKeptApart) {
+  core::KernelProfile profile;
+  LearnDuration(SampleOf(1'000'000, 1000), 1, &profile);
+  LearnDuration(SampleOf(1'900'000, 500), 1, &profile);
+  LearnDuration(SampleOf(7'000'000, 125), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000);
+  EXPECT_EQ(profile.by_share_ns[0], 7'000'000);
+  EXPECT_EQ(profile.by_share_ns[1], 0);
+  EXPECT_EQ(profile.by_share_ns[2], 1'900'000);
+}
+
+TEST(ProfileLearningTest, ADisturbedMeasurementIsAnUpperBound) {
+  core::KernelProfile profile;
+  LearnDuration(SampleOf(3'000'000, 1000, true), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 3'000'000) << "better than nothing";
+  LearnDuration(SampleOf(1'000'000), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000) << "until there is a clean one";
+  LearnDuration(SampleOf(20'000'000, 1000, true), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000) << "far too long to mean anything";
+  LearnDuration(SampleOf(2'000'000, 1000, true), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'050'000);
+  LearnDuration(SampleOf(500'000, 1000, true), 1, &profile);
+  EXPECT_LT(profile.duration_ns, 1'050'000);
+}
+
+TEST(ProfileLearningTest, BothKeysOfASampleAreFoundByReaders) {
+  auto region = std::make_unique<abi::ProfileRegion>();
+  core::ProfileTable table(region.get());
+  LearnSample(SampleOf(1'000'000), 1, &table);
+  LearnSample(core::Sample{12, 7, 4'000'000, 1000, abi::OpKind::kKernel, false}, 2, &table);
+  const abi::ProfileEntry* one = abi::FindProfile(*region, 11);
+  const abi::ProfileEntry* two = abi::FindProfile(*region, 12);
+  const abi::ProfileEntry* base = abi::FindProfile(*region, 7);
+  ASSERT_NE(one, nullptr);
+  ASSERT_NE(two, nullptr);
+  ASSERT_NE(base, nullptr);
+  EXPECT_EQ(one->duration_ns, 1'000'000u);
+  EXPECT_EQ(two->duration_ns, 4'000'000u);
+  EXPECT_GT(base->duration_ns, 1'000'000u);
+  EXPECT_EQ(base->max_ns, 4'000'000u);
+  EXPECT_EQ(region->entry_count, 3u);
+}
+
+TEST(ProfileLearningTest, ACountThatIsFullStaysInStep) {
+  core::KernelProfile profile;
+  profile.sample_count = 0xffffffffu;
+  profile.duration_ns = 1'000'000;
+  for (int i = 0; i < 10; ++i) LearnDuration(SampleOf(1'000'000), 1, &profile);
+  EXPECT_GT(profile.sample_count, 1'000'000'000u);
+  EXPECT_EQ(core::LongestRecent(profile), 1'000'000u);
+}
+
+}  // namespace
+}  // namespace rubato::policies
