@@ -165,7 +165,11 @@ class Rig:
         })
         self.env.update({f"RUBATO_SOFTGPU_{key}": str(value) for key, value in settings.items()})
         if gpu:
-            self.start_gpu()
+            try:
+                self.start_gpu()
+            except BaseException:
+                self.close()
+                raise
 
     # -- The GPU ---------------------------------------------------------------------------------
 

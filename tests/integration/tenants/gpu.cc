@@ -25,7 +25,8 @@ constexpr char kModule[] = R"(
 }
 )";
 
-constexpr int kDriverVersion = CUDA_VERSION;
+// The signatures in use are those of this version: some names got another one later.
+constexpr int kDriverVersion = 12000;
 
 using GetProcAddress = CUresult (*)(const char*, void**, int, cuuint64_t,
                                     CUdriverProcAddressQueryResult*);
