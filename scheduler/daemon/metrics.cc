@@ -1,14 +1,22 @@
 #include "scheduler/daemon/metrics.h"
 
+#include <netdb.h>
 #include <prometheus/collectable.h>
 #include <prometheus/exposer.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
+#include <sys/socket.h>
 
+#include <algorithm>
+#include <chrono>
 #include <exception>
+#include <future>
 #include <limits>
+#include <thread>
 #include <utility>
 #include <vector>
+
+#include "base/unique_fd.h"
 
 namespace rubato::sched {
 namespace {
@@ -308,12 +316,45 @@ class ExposerServer final : public MetricsServer {
     const std::vector<int> ports = exposer_->GetListeningPorts();
     address_ = host + ":" + std::to_string(ports.empty() ? 0 : ports.front());
   }
+  // The library's accepting thread looks at its stop flag when a connection comes, or every two
+  // seconds: so connections come until it has ended.
+  ~ExposerServer() override {
+    std::thread ending([this] {
+      exposer_.reset();
+      ended_.set_value();
+    });
+    std::future<void> ended = ended_.get_future();
+    do {
+      Knock();
+    } while (ended.wait_for(std::chrono::milliseconds(10)) != std::future_status::ready);
+    ending.join();
+  }
+
   const std::string& address() const override { return address_; }
 
  private:
+  // Connects to the server and hangs up.
+  void Knock() const {
+    const size_t colon = address_.rfind(':');
+    std::string host = address_.substr(0, colon);
+    if (host.empty() || host == "0.0.0.0") host = "127.0.0.1";
+    if (host.size() > 1 && host.front() == '[') host = host.substr(1, host.size() - 2);
+    if (host == "::") host = "::1";
+    addrinfo hints{};
+    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+    hints.ai_socktype = SOCK_STREAM;
+    addrinfo* found = nullptr;
+    if (::getaddrinfo(host.c_str(), address_.c_str() + colon + 1, &hints, &found) != 0) return;
+    const base::UniqueFd fd(
+        ::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (fd.valid()) (void)::connect(fd.get(), found->ai_addr, found->ai_addrlen);
+    ::freeaddrinfo(found);
+  }
+
   std::shared_ptr<PictureCollectable> collectable_;
   std::unique_ptr<prometheus::Exposer> exposer_;
   std::string address_;
+  std::promise<void> ended_;
 };
 
 }  // namespace
