@@ -26,7 +26,8 @@ class Metrics(rig.RigTest):
     def test_counters_equal_what_the_programs_did(self):
         world = self.rig(dilation=10)
         realtime = world.realtime(
-            "camera", [rig.TENANT, "periodic", "--period-ns", PERIOD_NS, "--jobs", JOBS],
+            "camera", [rig.TENANT, "periodic", "--period-ns", PERIOD_NS, "--jobs", JOBS,
+                       "--stay", 1],
             "--memory", "2GiB", period_ns=PERIOD_NS)
         realtime.expect("ready")
         best_effort = world.best_effort("trainer", [rig.TENANT, "flood", "--ops", OPS])
@@ -56,6 +57,7 @@ class Metrics(rig.RigTest):
         self.assertGreaterEqual(launches, OPS + 1)
         self.assertLessEqual(launches, OPS + 4)
         self.assertEqual(self.value(samples, "rubato_build_info"), 1)
+        realtime.say("end")
         realtime.expect("done")
         self.finish(realtime)
 
@@ -64,7 +66,7 @@ class Metrics(rig.RigTest):
         # Jobs of three milliseconds of the device's time, against a deadline of one of the host's.
         program = world.realtime(
             "late", [rig.TENANT, "periodic", "--period-ns", PERIOD_NS, "--jobs", JOBS,
-                     "--kernels", 1, "--kernel-ns", 3_000_000],
+                     "--kernels", 1, "--kernel-ns", 3_000_000, "--stay", 1],
             "--deadline", "1ms", period_ns=PERIOD_NS)
         program.expect("ready")
         program.say("go")
@@ -78,6 +80,7 @@ class Metrics(rig.RigTest):
         samples = world.metrics()
         self.assertGreaterEqual(
             self.value(samples, "rubato_deadline_misses_total", tenant="late"), JOBS)
+        program.say("end")
         program.expect("done")
         self.finish(program)
 

@@ -1,6 +1,7 @@
 // A real-time program: a job at every release, released by the clock and not by the job before.
 //
 //   periodic --period-ns N --jobs N [--kernels N] [--kernel-ns N] [--stall-job N]
+//            [--stay 1]
 //
 // Says "ready" once it is warm and starts when a line comes on stdin. Says "job K RELEASE FIRST
 // END" (CLOCK_MONOTONIC) after each job and "done CHECKSUM" at the end. With --stall-job it
@@ -59,6 +60,9 @@ int Periodic(int argc, char** argv) {
     Check(gpu.call().StreamSynchronize(stream), "cuStreamSynchronize");
     std::printf("job %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n", job, release_ns, first_ns,
                 NowNs());
+  }
+  if (Option(argc, argv, "--stay", 0) != 0 && std::fgets(line, sizeof(line), stdin) == nullptr) {
+    return 0;
   }
   std::printf("done %016" PRIx64 "\n", Checksum(gpu.Read(data, kWords)));
   return 0;
