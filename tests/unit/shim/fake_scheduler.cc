@@ -316,6 +316,7 @@ void FakeScheduler::HangUp(int connection) {
   for (auto it = sessions_.begin(); it != sessions_.end();) {
     if ((*it)->connection == connection) {
       Enter(it->get(), false);
+      ended_.push_back(static_cast<abi::SlotRegion*>((*it)->slot.memory)->counters);
       (*it)->slot.Destroy();
       it = sessions_.erase(it);
     } else {
@@ -390,6 +391,11 @@ size_t FakeScheduler::Hellos() {
   return hellos_;
 }
 
+std::vector<abi::CounterLines> FakeScheduler::Ended() {
+  const std::lock_guard lock(mutex_);
+  return ended_;
+}
+
 std::vector<std::string> FakeScheduler::Complaints() {
   const std::lock_guard lock(mutex_);
   return complaints_;
@@ -439,10 +445,15 @@ void ChildProcess::Kill() {
   pid_ = -1;
 }
 
-void ChildProcess::Join() {
+int ChildProcess::Wait() {
   int status = 0;
-  ASSERT_EQ(waitpid(pid_, &status, 0), pid_);
+  EXPECT_EQ(waitpid(pid_, &status, 0), pid_);
   pid_ = -1;
+  return status;
+}
+
+void ChildProcess::Join() {
+  const int status = Wait();
   EXPECT_TRUE(WIFEXITED(status)) << "killed by signal " << WTERMSIG(status);
   if (WIFEXITED(status)) {
     EXPECT_EQ(WEXITSTATUS(status), 0) << "in the child process";

@@ -100,6 +100,8 @@ class FakeScheduler {
   abi::SlotRegion* Slot(size_t n);
   bool Reattached(size_t n);
   size_t Hellos();
+  // The counters of sessions that have ended, in that order.
+  std::vector<abi::CounterLines> Ended();
   std::vector<std::string> Complaints();
 
   // Waits until `condition` holds; false after a generous time.
@@ -130,6 +132,7 @@ class FakeScheduler {
   std::vector<std::unique_ptr<FakeSession>> sessions_;  // Peers without a process included.
   std::vector<std::string> complaints_;
   size_t hellos_ = 0;
+  std::vector<abi::CounterLines> ended_;
 };
 
 // A folder of its own that is removed at the end.
@@ -151,6 +154,8 @@ class ChildProcess {
   ~ChildProcess();
   pid_t pid() const { return pid_; }
   void Kill();
+  // Waits for the end; the status of waitpid.
+  int Wait();
   // Waits for the end; adds a failure if an expectation failed in the child or it crashed.
   void Join();
 
