@@ -175,6 +175,18 @@ Look LookAround(DeviceSession* session) {
   return look;
 }
 
+// Ops that no marker covers yet would look like work in flight for as long as this thread waits,
+// and so might keep it waiting.
+void MarkAll(const Driver& driver, DeviceSession* session) {
+  Handle context = 0;
+  driver.current_context(&context);
+  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
+  for (uint32_t i = 0; i < high; ++i) {
+    if ((abi::LoadAcquire(session->slot->streams[i].flags) & abi::kStreamDirty) == 0) continue;
+    EnqueueMarker(driver, session, &session->streams->states[i], context);
+  }
+}
+
 // Sleeps or spins until a closed gate is worth another look.
 void Pause(uint64_t now_ns, uint64_t wake_ns, uint64_t spin_ns, uint64_t sleep_floor_ns,
            uint64_t* spun_ns) {
@@ -256,6 +268,9 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
       waiting = true;
       __atomic_fetch_add(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
       Count(session, abi::Counter::kGateWaits);
+      if (own_ns != 0 && abi::LoadRelaxed(g_state.active_captures) == 0) {
+        MarkAll(driver, session);
+      }
     }
     uint64_t wake_ns = begin_ns + 2 * expire_ns;
     if (answer == GateAnswer::kWaitClosed && view.retry_ns < wake_ns) wake_ns = view.retry_ns;

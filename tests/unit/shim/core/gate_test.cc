@@ -288,6 +288,22 @@ TEST_F(GateTest, MarkersShrinkTheQueue) {
   EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, now_ns), 0u);
 }
 
+TEST_F(GateTest, AThreadThatWaitsMarksItsOwnWorkFirst) {
+  // The first op stays under both thresholds for a marker; the bound then stops the second.
+  world.AddPeer(1, TenantClass::kRealtime);
+  world.page->constants.marker_ops = 1000;
+  world.page->constants.marker_work_ns = abi::kNever;
+  world.page->constants.unknown_op_ns = 200'000;
+  Launch(KernelOp(kStream));
+  ASSERT_EQ(FakeGpu::Get().PendingCount(), 0u);
+  std::thread program([] { Launch(KernelOp(kStream)); });
+  while (FakeGpu::Get().PendingCount() == 0) std::this_thread::yield();
+  FakeGpu::Get().CompleteAll();
+  program.join();
+  EXPECT_EQ(world.Counted(Counter::kGateExpired), 0u);
+  EXPECT_EQ(world.Counted(Counter::kGateWaits), 1u);
+}
+
 TEST_F(GateTest, OverdueWorkIsNotForgotten) {
   world.AddPeer(1, TenantClass::kRealtime);
   Launch(KernelOp(kStream));
