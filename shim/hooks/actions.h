@@ -272,6 +272,7 @@ inline Status MemoryInfo(Count* free_bytes, Count* total_bytes, const Call& call
 template <typename Call>
 inline Status Record(Event event, Stream stream, bool per_thread, const Call& call) {
   const Status status = call();
+  const ErrnoGuard guard;
   if (status == kSuccess) OnEventRecorded(AsHandle(event), AsHandle(stream), per_thread);
   return status;
 }
@@ -305,6 +306,7 @@ inline Status BeginCapture(const Call& call) {
   // Counted before it begins: between the two, another thread of ours must already keep still.
   OnCaptureBegun();
   const Status status = call();
+  const ErrnoGuard guard;
   if (status != kSuccess) OnCaptureEnded();
   return status;
 }
@@ -317,6 +319,7 @@ inline Status EndCapture(Stream stream, bool per_thread, const Call& call) {
   int before = 0;
   const bool was = driver.is_capturing(asked, &before) == 0 && before != 0;
   const Status status = call();
+  const ErrnoGuard guard;
   int after = 0;
   if (was && (status == kSuccess || (driver.is_capturing(asked, &after) == 0 && after == 0))) {
     OnCaptureEnded();
