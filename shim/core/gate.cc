@@ -15,6 +15,8 @@ constexpr uint64_t kBlindRetryNs = 50'000;
 // A thread spins for at most this many spin times past the predicted moment, then naps.
 constexpr uint64_t kSpinBudget = 8;
 constexpr uint64_t kOverdueNapNs = 100'000;
+// A queue that was predicted too long is noticed within this.
+constexpr uint64_t kQueueNapNs = 500'000;
 // A thread that lost its core has it back within this, mostly: a time slice of the host's.
 constexpr uint64_t kPreemptionNs = 2'000'000;
 
@@ -277,8 +279,9 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
     if (answer == GateAnswer::kWaitWindow && view.reopen_ns < wake_ns) wake_ns = view.reopen_ns;
     // The queue must shrink by what is missing; markers may show that it did so earlier.
     if (answer == GateAnswer::kWaitQueue) {
-      const uint64_t half_ns = look.now_ns + (own_ns + view.others_ns) / 2;
-      if (half_ns < wake_ns) wake_ns = half_ns;
+      const uint64_t half_ns = (own_ns + view.others_ns) / 2;
+      const uint64_t nap_ns = half_ns < kQueueNapNs ? half_ns : kQueueNapNs;
+      if (look.now_ns + nap_ns < wake_ns) wake_ns = look.now_ns + nap_ns;
     }
     Pause(look.now_ns, wake_ns, spin_ns, sleep_floor_ns, &spun_ns);
     look = LookAround(session);

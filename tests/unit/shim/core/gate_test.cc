@@ -294,7 +294,7 @@ TEST_F(GateTest, AThreadThatWaitsMarksItsOwnWorkFirst) {
   world.page->constants.marker_ops = 1000;
   world.page->constants.marker_work_ns = abi::kNever;
   world.page->constants.unknown_op_ns = 1'000'000'000'000;
-  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = 1'500'000'000'000; });
+  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = 1'000'000'000'000; });
   Launch(KernelOp(kStream));
   ASSERT_EQ(FakeGpu::Get().PendingCount(), 0u);
   std::thread program([] { Launch(KernelOp(kStream)); });
