@@ -180,8 +180,9 @@ class SchedulerLife(rig.RigTest):
         down = world.rubato("down")
         self.assertEqual(down.returncode, 0, down.stderr)
         self.assertIn("1 session runs on", down.stdout)
-        before = int(program.expect("ops").split()[1])
-        rig.wait_until(lambda: int(program.expect("ops").split()[1]) > before + 20, "more work")
+        before = rig.ops_after(program, rig.now_ns())
+        while rig.ops_after(program, rig.now_ns()) < before + 20:
+            pass
         program.end_input()
         self.finish(program)
 

@@ -4,7 +4,7 @@ import os
 import signal
 
 import rig
-from residency_test import (DILATION, PERIOD_NS, blocks_of, flood, parse_job, periodic,
+from residency_test import (DILATION, PERIOD_NS, blocks_of, flood, job_after, parse_job, periodic,
                             violations)
 
 
@@ -23,12 +23,10 @@ class Crash(rig.RigTest):
         best_effort.expect("ops")
         return world, realtime, best_effort
 
-    def ops(self, program):
-        return int(program.expect("ops").split()[1])
-
     def assert_goes_on(self, program, more=24):
-        before = self.ops(program)
-        while self.ops(program) < before + more:
+        """The program does so many more kernels from now on."""
+        before = rig.ops_after(program, rig.now_ns())
+        while rig.ops_after(program, rig.now_ns()) < before + more:
             pass
 
     def test_the_scheduler_dies_while_the_gate_is_closed(self):
@@ -37,12 +35,12 @@ class Crash(rig.RigTest):
                 for name, program in (("camera", realtime), ("trainer", best_effort))}
         scheduler = world.scheduler()["pid"]
         # At a release: the job is open and the gate closed.
-        _, release, _, _ = parse_job(realtime.expect("job"))
-        self.wait_for_clock(release + PERIOD_NS)
+        _, release, _, _ = job_after(realtime, rig.now_ns())
+        rig.wait_until(lambda: rig.now_ns() >= release + PERIOD_NS, "the next release")
         os.kill(scheduler, signal.SIGKILL)
-        realtime.expect("job")
         # Everybody goes by the model as it was, for as long as it is valid.
-        releases = [parse_job(realtime.expect("job"))[1] for _ in range(6)]
+        releases = [job_after(realtime, rig.now_ns())[1]]
+        releases += [parse_job(realtime.expect("job"))[1] for _ in range(6)]
         self.assert_goes_on(best_effort)
         best_effort.end_input()
         self.finish(best_effort)
@@ -50,11 +48,6 @@ class Crash(rig.RigTest):
         self.finish(realtime)
         log = world.stop_gpu()
         self.assertEqual(violations(releases, blocks_of(log, pids["trainer"])), [])
-
-    @staticmethod
-    def wait_for_clock(at_ns):
-        rig.wait_until(lambda: rig.time.clock_gettime_ns(rig.time.CLOCK_MONOTONIC) >= at_ns,
-                       "time passes")
 
     def test_the_realtime_program_dies_while_its_job_is_open(self):
         world, realtime, best_effort = self.start_pair(40, "--stall-job", 12)
@@ -118,7 +111,8 @@ class Crash(rig.RigTest):
             "the releases are predicted again")
         self.assert_goes_on(best_effort)
         pid = world.child_of(best_effort)
-        releases = [parse_job(realtime.expect("job"))[1] for _ in range(5)]
+        releases = [job_after(realtime, rig.now_ns())[1]]
+        releases += [parse_job(realtime.expect("job"))[1] for _ in range(5)]
         best_effort.end_input()
         self.finish(best_effort)
         realtime.expect("done")

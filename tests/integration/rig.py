@@ -48,6 +48,18 @@ def wait_until(condition, what):
         time.sleep(0.01)
 
 
+def now_ns():
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+
+
+def ops_after(program, instant_ns):
+    """How many kernels a flood has done, from the first line that it said after the instant."""
+    while True:
+        _, ops, said_ns = program.expect("ops").split()
+        if int(said_ns) > instant_ns:
+            return int(ops)
+
+
 def has_ended(pid):
     """True if the process is gone, or a zombie that nobody has waited for yet."""
     try:

@@ -2,7 +2,7 @@
 //
 //   flood [--kernel-ns N] [--depth N] [--blocks N] [--ops N]
 //
-// Says "ready" once it is warm, "ops N" whenever a batch of `depth` kernels is done, and after
+// Says "ready" once it is warm, "ops N TIME" whenever a batch of `depth` kernels is done, and after
 // --ops kernels, or once stdin says "stop" or ends, "done N CHECKSUM".
 #include <poll.h>
 #include <unistd.h>
@@ -45,7 +45,7 @@ int Flood(int argc, char** argv) {
                static_cast<unsigned>(blocks));
     }
     Check(gpu.call().StreamSynchronize(stream), "cuStreamSynchronize");
-    std::printf("ops %" PRId64 "\n", ops);
+    std::printf("ops %" PRId64 " %" PRId64 "\n", ops, NowNs());
   }
   std::printf("done %" PRId64 " %016" PRIx64 "\n", ops, Checksum(gpu.Read(data, kWords)));
   return 0;
