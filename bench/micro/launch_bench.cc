@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 namespace {
 
@@ -156,9 +157,22 @@ void Attach(benchmark::State& state) {
 }
 BENCHMARK(Attach)->UseManualTime()->Iterations(100);
 
+// A tenant that has done one job, and then nothing until it is told to end.
+int BeQuietNeighbour() {
+  LoadDriver();
+  g_calls.init(0);
+  g_calls.get_function(&g_kernel, nullptr, "bare_kernel");
+  Stream stream;
+  g_calls.stream_synchronize(stream.get());
+  std::puts("ready");
+  std::fflush(stdout);
+  for (;;) pause();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--quiet-neighbour") == 0) return BeQuietNeighbour();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   LoadDriver();
