@@ -111,27 +111,27 @@ static_assert(sizeof(SessionEntry) == 32);
 // this bit, which only the scheduler can write: pretending to be busy starves nobody.
 inline constexpr uint32_t kSessionMayHold = 1u << 0;
 
-struct alignas(64)
-    DeviceConstants {  // Written before the first session attaches, constant afterwards.
-  uint32_t mode;       // Mode.
+// Written before the first session attaches, constant afterwards.
+struct alignas(64) DeviceConstants {
+  uint32_t mode;  // Mode.
   uint32_t sm_count;
   uint8_t uuid[16];
-  uint64_t spin_ns;         // A waiting thread sleeps until this long before its hour, then spins.
-  uint64_t sleep_floor_ns;  // Waits shorter than this are spun.
-  uint64_t unknown_op_ns;   // Duration assumed for an op of unknown key.
-  uint64_t marker_work_ns;  // A best-effort stream gets a marker after this much predicted work,
-  uint32_t marker_ops;      // or after this many ops, whichever comes first.
-  uint32_t sample_every;    // One op in this many of a known key is measured.
-  uint64_t depth_ns;  // Work in flight allowed per device while no real-time tenant is attached; 0:
-                      // unlimited.
-  uint64_t fallback_bound_ns;  // Work in flight allowed once the scheduler is lost and no model is
-                               // valid.
-  uint64_t expire_factor;      // A wait expires at this many times the op's predicted duration (and
-                               // never before
-  uint64_t expire_floor_ns;    // this long).
-  uint64_t
-      lease_ns;  // After a re-attach, the previous device page is obeyed for this long as well.
-  uint8_t reserved[24];
+  uint64_t spin_ns;            // A waiting thread sleeps until this long before its hour; then it
+                               // spins.
+  uint64_t sleep_floor_ns;     // Waits shorter than this are spun.
+  uint64_t unknown_op_ns;      // Duration assumed for an op of unknown key.
+  uint64_t marker_work_ns;     // A best-effort stream gets a marker after this much predicted work,
+  uint32_t marker_ops;         // or after this many ops, whichever comes first.
+  uint32_t sample_every;       // One op in this many of a known key is measured.
+  uint64_t depth_ns;           // Work in flight allowed per device while no real-time tenant is
+                               // attached; 0: unlimited.
+  uint64_t fallback_bound_ns;  // The same once the scheduler is lost and no model is valid.
+  uint64_t expire_factor;      // A wait expires at this many times the op's predicted duration,
+  uint64_t expire_floor_ns;    // and never before this long.
+  uint64_t lease_ns;           // After a re-attach, the previous page is obeyed for this long too.
+  uint64_t copy_part_device_bytes;  // A best-effort copy within device memory goes in parts of this
+  uint64_t copy_part_host_bytes;    // size, one between host and device of this; 0: whole.
+  uint8_t reserved[8];
 };
 static_assert(sizeof(DeviceConstants) == 128);
 static_assert(offsetof(DeviceConstants, spin_ns) == 24);

@@ -20,11 +20,12 @@ using base::Nanos;
 struct Constants {
   // ---- GPU times.
   // Best-effort work ends this long before the earliest release: durations are predicted to about
-  // 5 %, and a late marker costs another 10 us. Measured: shares and tails are flat from 150 us up.
-  Nanos margin_ns = 150 * kMicrosecond;
+  // 5 %, and a late marker costs another 10 us. Measured: tails are flat from 150 us up.
+  Nanos margin_ns = 120 * kMicrosecond;
   // The pre-touch kernel is submitted this long before the earliest release. The context switch it
-  // pays takes 140 us; measured: 200 us before suffice, 60 us do not; 50 us for the thread to wake.
-  Nanos touch_lead_ns = 250 * kMicrosecond;
+  // pays takes 140 us; measured: 200 us before suffice, 60 us do not. The rest is for the thread to
+  // wake up.
+  Nanos touch_lead_ns = 220 * kMicrosecond;
   // Best-effort work in flight against a real-time tenant that nobody can predict: its job waits
   // for at most this, and 300 us keep a GPU busy through a host's usual hiccups.
   Nanos bound_ns = 300 * kMicrosecond;
@@ -47,10 +48,20 @@ struct Constants {
   Nanos hold_limit_ns = kSecond;
   // A think time is at most this, or an eighth of the period: it is time that nobody uses.
   Nanos think_limit_ns = 2 * kMillisecond;
+  // Where releases are not predicted nobody can tell a pause inside a job from one between jobs
+  // for sure, so less is at stake.
+  Nanos blind_think_limit_ns = 100 * kMicrosecond;
+  // What is added to the gaps seen, at least.
+  Nanos think_guard_ns = 10 * kMicrosecond;
   // A wait at the gate ends after this many times the op's predicted duration, but not before the
   // floor: at least one period of most real-time tenants.
   uint64_t expire_factor = 3;
   Nanos expire_floor_ns = 30 * kMillisecond;
+  // A long copy goes in parts, so that it fills what is left of a window and never runs into a
+  // release: about 250 us of an H200's device memory (measured: 1.0 ms for 2 GiB), 320 us of its
+  // host link.
+  uint64_t copy_part_device_bytes = uint64_t{512} << 20;
+  uint64_t copy_part_host_bytes = uint64_t{16} << 20;
   // Work in flight allowed while no real-time tenant is attached; 0: no limit.
   Nanos depth_ns = 0;
   // What the release model adds to an observed spread, at least.

@@ -49,6 +49,10 @@ struct OpToken {
   uint32_t flags;
 };
 
+// In parts of how many bytes a copy of this kind should go: a long one fits no window, its parts
+// do. 0: whole (not a best-effort process, nobody to keep out of the way of, in a capture).
+uint64_t CopyPartBytes(const Op& op);
+
 // Waits at the gate if this is a best-effort process. Publishes what is about to be in flight.
 void BeforeOpSlow(const Op& op, OpToken* token);
 // `ok`: the driver accepted the op.

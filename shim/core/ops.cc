@@ -269,6 +269,16 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
       prediction.known);
 }
 
+uint64_t CopyPartBytes(const Op& op) {
+  if (!Attached() || IsRealtime() || abi::LoadRelaxed(g_state.active_captures) != 0) return 0;
+  const DeviceSession* session = KnownSession(*g_driver);
+  if (session == nullptr) return 0;
+  const abi::DeviceRegion& page = *abi::LoadAcquire(session->view)->page;
+  if (abi::LoadRelaxed(page.state.realtime_sessions) == 0) return 0;
+  return op.kind == abi::OpKind::kCopyDevice ? page.constants.copy_part_device_bytes
+                                             : page.constants.copy_part_host_bytes;
+}
+
 void AfterOpSlow(const Op& op, OpToken* token, bool ok) {
   const Driver& driver = *g_driver;
   DeviceSession* session = token->session;

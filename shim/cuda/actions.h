@@ -92,6 +92,20 @@ inline Status RunUnified(CUdeviceptr dst, CUdeviceptr src, uint64_t bytes, bool 
   return RunOp(op, call);
 }
 
+// Copies below this are not worth asking the driver about their direction.
+inline constexpr size_t kDirectionMatters = size_t{1} << 20;
+
+template <typename Call>
+inline Status RunUnifiedAsync(CUdeviceptr& dst, CUdeviceptr& src, size_t& bytes, Stream stream,
+                              bool per_thread, const Call& call) {
+  abi::OpKind kind = kCopyOther;
+  if (bytes >= kDirectionMatters) {
+    const ErrnoGuard guard;
+    kind = DirectionOf(MemoryTypeOf(src), MemoryTypeOf(dst));
+  }
+  return RunInParts(kind, dst, src, bytes, stream, per_thread, call);
+}
+
 inline uint64_t BytesOf(const CUDA_MEMCPY3D_BATCH_OP* list, size_t count) {
   uint64_t sum = 0;
   if (list == nullptr) return sum;

@@ -90,6 +90,38 @@ inline Status RunWaiting(abi::OpKind kind, uint64_t bytes, bool per_thread, cons
   return RunOp(op, call);
 }
 
+template <typename Address>
+inline Address Later(Address address, size_t bytes) {
+  if constexpr (std::is_pointer_v<Address>) {
+    return reinterpret_cast<Address>(reinterpret_cast<uintptr_t>(address) + bytes);
+  } else {
+    return address + bytes;
+  }
+}
+
+// A copy that follows the order of its stream. A long one of a best-effort program goes in parts,
+// back to back in the same stream: what they copy is the same, and no op of this stream that the
+// program orders after the copy can come between. `call` makes the call with what the references
+// say at that time.
+template <typename Dst, typename Src, typename Call>
+inline Status RunInParts(abi::OpKind kind, Dst& dst, Src& src, size_t& bytes, Stream stream,
+                         bool per_thread, const Call& call) {
+  Op op = CopyOp(kind, bytes, stream, per_thread);
+  const size_t part = CopyPartBytes(op);
+  if (part == 0 || bytes / 2 < part) return RunOp(op, call);
+  size_t left = bytes;
+  for (;;) {
+    // The last part takes what would be too little for one of its own.
+    bytes = left / 2 < part ? left : part;
+    op.bytes = bytes;
+    const Status status = RunOp(op, call);
+    left -= bytes;
+    if (status != kSuccess || left == 0) return status;
+    dst = Later(dst, bytes);
+    src = Later(src, bytes);
+  }
+}
+
 inline uint64_t SumOf(const size_t* sizes, size_t count) {
   uint64_t sum = 0;
   if (sizes == nullptr) return sum;
