@@ -29,27 +29,16 @@ using VersionedLookUp = void* (*)(void*, const char*, const char*);
 const void* const kGoOn = nullptr;
 const void* const kNothing = reinterpret_cast<const void*>(1);
 
-#if defined(__x86_64__)
-constexpr const char* kOldestVersion = "GLIBC_2.2.5";
-#elif defined(__aarch64__)
-constexpr const char* kOldestVersion = "GLIBC_2.17";
-#else
-#error "The look-up routines are written for x86-64 and aarch64."
-#endif
-constexpr const char* kNewerVersion = "GLIBC_2.34";
-
 // Finds the dlsym and dlvsym behind us: another interposer's if one comes next, else the C
 // library's. Idempotent; threads may race.
 bool FindNext() {
   if (__atomic_load_n(&rubato_next_dlvsym, __ATOMIC_ACQUIRE) != nullptr) return true;
-  const auto look_up = reinterpret_cast<VersionedLookUp>(LibcSymbol("dlvsym"));
+  const auto look_up = reinterpret_cast<LookUp>(LibcSymbol("dlsym"));
   if (look_up == nullptr) return false;
-  void* symbol = look_up(RTLD_NEXT, "dlsym", kOldestVersion);
-  if (symbol == nullptr) symbol = look_up(RTLD_NEXT, "dlsym", kNewerVersion);
-  if (symbol == nullptr) symbol = LibcSymbol("dlsym");
-  void* versioned = look_up(RTLD_NEXT, "dlvsym", kOldestVersion);
-  if (versioned == nullptr) versioned = reinterpret_cast<void*>(look_up);
-  if (symbol == nullptr) return false;
+  // Without a version: another interposer's have none, and a look-up by version passes over them.
+  void* symbol = look_up(RTLD_NEXT, "dlsym");
+  void* versioned = look_up(RTLD_NEXT, "dlvsym");
+  if (symbol == nullptr || versioned == nullptr) return false;
   __atomic_store_n(&rubato_next_dlsym, symbol, __ATOMIC_RELEASE);
   __atomic_store_n(&rubato_next_dlvsym, versioned, __ATOMIC_RELEASE);
   return true;
@@ -185,6 +174,8 @@ const void* rubato_answer_dlvsym(void* handle, const char* name, const char* ver
       ".size " name ", . - " name         \
       "\n"                                \
       ".popsection\n")
+#else
+#error "The look-up routines are written for x86-64 and aarch64."
 #endif
 
 RUBATO_LOOKUP("dlsym", "rubato_answer_dlsym", "rubato_next_dlsym");

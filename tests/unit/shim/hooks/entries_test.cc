@@ -415,6 +415,43 @@ TEST_F(EntriesTest, CopiesSayDirectionBytesAndWhetherTheyWait) {
   check(cuMemsetD2D16_v2(1, 64, 0, 8, 4), {OpKind::kMemset, 64, false}, "memset 2D");
 }
 
+TEST_F(EntriesTest, LongCopiesGoInPartsThatAddUp) {
+  struct Part {
+    uint64_t dst;
+    uint64_t src;
+    uint64_t bytes;
+  };
+  static std::vector<Part> parts;
+  parts.clear();
+  g_core.copy_part_bytes = 1000;
+  g_fake->during = [](const char*) {
+    const uint64_t* arguments = g_fake->last.arguments;
+    parts.push_back({arguments[0], arguments[1], arguments[2]});
+    EXPECT_EQ(arguments[3], 0x77u);
+  };
+  const auto stream = reinterpret_cast<CUstream>(0x77);
+  ResetCalls();
+  EXPECT_EQ(cuMemcpyDtoDAsync_v2(0x10000, 0x90000, 4300, stream), CUDA_SUCCESS);
+  uint64_t done = 0;
+  for (const Part& part : parts) {
+    EXPECT_EQ(part.dst, 0x10000 + done);
+    EXPECT_EQ(part.src, 0x90000 + done);
+    EXPECT_GE(part.bytes, 1000u);
+    EXPECT_LT(part.bytes, 2000u);
+    done += part.bytes;
+  }
+  EXPECT_EQ(done, 4300u);
+  EXPECT_EQ(g_core.events.size(), 2 * parts.size());
+  // A short one goes whole; one that fails goes no further.
+  parts.clear();
+  cuMemcpyDtoDAsync_v2(0x10000, 0x90000, 1500, stream);
+  EXPECT_EQ(parts.size(), 1u);
+  parts.clear();
+  g_fake->status = 700;
+  EXPECT_EQ(static_cast<int>(cuMemcpyDtoDAsync_v2(0x10000, 0x90000, 4300, stream)), 700);
+  EXPECT_EQ(parts.size(), 1u);
+}
+
 TEST_F(EntriesTest, PhysicalMemoryIsChargedToItsDeviceAndTheHostsIsNot) {
   CUmemGenericAllocationHandle handle = 77;
   CUmemAllocationProp properties{};

@@ -49,6 +49,10 @@ DeviceSession* OpenSession(const Driver&, int ordinal) {
   return ordinal >= 0 && ordinal < kMaxDevices ? &g_session : nullptr;
 }
 
+uint64_t CopyPartBytes(const Op&) {
+  return g_core.copy_part_bytes;
+}
+
 void BeforeOpSlow(const Op& op, OpToken* token) {
   Note("before op").op = op;
   token->session = &g_session;

@@ -24,6 +24,7 @@ struct CoreEvent {
 struct FakeCore {
   std::vector<CoreEvent> events;
   bool refuse_memory = false;
+  uint64_t copy_part_bytes = 0;
   uint64_t shown_free = 0;
   uint64_t shown_total = 0;
   uint64_t charged_bytes = 0;  // Reserved less cancelled.
