@@ -1,11 +1,21 @@
 #include "base/unix_socket.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+
+#ifndef SO_PEERPIDFD  // Linux 6.5; older headers do not name it.
+#define SO_PEERPIDFD 77
+#endif
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
 
 namespace rubato::base {
 namespace {
@@ -65,6 +75,19 @@ Result<PeerCredentials> PeerOf(int socket) {
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0)
     return SystemError("cannot ask who the peer is");
   return PeerCredentials{credentials.pid, credentials.uid, credentials.gid};
+}
+
+UniqueFd PeerProcess(int socket, const PeerCredentials& peer) {
+  int fd = -1;
+  socklen_t length = sizeof(fd);
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &fd, &length) == 0) {
+    (void)::fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return UniqueFd(fd);
+  }
+  // By number: if the process has ended and the number is another's by now, the end of the
+  // connection is what is left to tell.
+  if (peer.pid <= 0) return UniqueFd();
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, peer.pid, 0)));
 }
 
 Received ReceivePacket(int socket, std::span<std::byte> buffer) {

@@ -35,6 +35,11 @@ Result<std::optional<UniqueFd>> AcceptUnix(int listener);
 
 Result<PeerCredentials> PeerOf(int socket);
 
+// A descriptor that becomes readable when the process that connected ends, though a child that it
+// has forked may hold the connection open. Invalid where the kernel cannot tell (before 6.5, and
+// the peer's PID is not visible from here).
+UniqueFd PeerProcess(int socket, const PeerCredentials& peer);
+
 struct Packet {
   size_t bytes = 0;  // Length of the packet, which may exceed the buffer it was read into.
   bool cut = false;  // The packet or its control data did not fit.

@@ -18,7 +18,7 @@ void JobAssembler::Take(const std::vector<JobPiece>& pieces, base::Nanos open_fi
     bool continues = false;
     if (last_.has_value()) {
       const base::Nanos gap_ns = piece.first_op_ns - last_->end_ns;
-      out->gaps.push_back(JobGap{gap_ns, piece.first_op_ns - last_->first_op_ns});
+      out->gaps.push_back(JobGap{gap_ns, piece.first_op_ns});
       continues = pending_.has_value() && (piece.continued || gap_ns < think_ns);
     }
     last_ = piece;

@@ -15,8 +15,8 @@
 namespace rubato::core {
 
 struct JobGap {
-  base::Nanos gap_ns;    // From a piece's end to the next piece's first op.
-  base::Nanos start_ns;  // From the first op of the piece before the gap to that of the one after.
+  base::Nanos gap_ns;  // From a piece's end to the next piece's first op,
+  base::Nanos at_ns;   // which is at this time.
 };
 
 struct AssembledJobs {

@@ -23,6 +23,7 @@ inline constexpr std::array<base::Nanos, 22> kResponseBounds = {
 
 struct JobTotals {
   uint64_t jobs = 0;
+  uint64_t responses = 0;  // Jobs whose response counts: not those of a warm-up.
   uint64_t deadline_misses = 0;
   base::Nanos response_sum_ns = 0;
   base::Nanos busy_ns = 0;  // Sum of the jobs' lengths from first op to end.
@@ -33,8 +34,13 @@ struct JobTotals {
 
 class JobLedger {
  public:
-  // `release_ns` <= job.end_ns; `deadline_ns` counts from it, 0: none.
+  // A job whose release is known: `release_ns` <= job.end_ns; `deadline_ns` counts from it, 0:
+  // none.
   void OnJob(const Job& job, base::Nanos release_ns, base::Nanos deadline_ns);
+  // A job of which nobody can say when it was due: it counts, its response does not.
+  void OnUnpromisedJob(const Job& job);
+  // Quantiles begin anew, totals stay.
+  void ForgetRecent();
 
   const JobTotals& totals() const { return totals_; }
   // Of the last responses (at most 512); `permille` 500 is the median, 1000 the maximum; 0 if none.

@@ -58,6 +58,7 @@ struct AttachServer::Connection {
   Connection(Scheduler* scheduler, TenantId owner, const base::PeerCredentials& who)
       : tenant(owner), peer(who), protocol(scheduler, owner, who.pid) {}
   base::UniqueFd fd;
+  base::UniqueFd process;  // Readable once the process has ended.
   TenantId tenant;
   base::PeerCredentials peer;
   AttachProtocol protocol;
@@ -171,6 +172,12 @@ void AttachServer::Accept(TenantId tenant) {
       !added) {
     return;
   }
+  // A forked child may keep the connection open after its parent is gone; the session is the
+  // parent's.
+  connection->process = base::PeerProcess(number, *peer);
+  if (connection->process.valid() &&
+      !loop_->AddFd(connection->process.get(), EPOLLIN, [this, number](uint32_t) { Drop(number); }))
+    connection->process.Reset();
   connection->hello_timer =
       loop_->AddTimer(clock_->NowNs() + limits_.hello_ns, [this, number] { Drop(number); });
   ++listener.connections;
@@ -216,6 +223,7 @@ void AttachServer::Drop(int fd) {
   connections_.erase(found);
   loop_->RemoveTimer(connection->hello_timer);
   loop_->RemoveFd(fd);
+  if (connection->process.valid()) loop_->RemoveFd(connection->process.get());
   if (const auto listener = listeners_.find(connection->tenant); listener != listeners_.end())
     --listener->second->connections;
   if (const auto user = per_user_.find(connection->peer.uid);
@@ -223,6 +231,7 @@ void AttachServer::Drop(int fd) {
     per_user_.erase(user);
   }
   connection->protocol.OnEnd(clock_->NowNs());
+  if (activity_) activity_();
 }
 
 }  // namespace rubato::sched

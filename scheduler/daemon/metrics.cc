@@ -166,12 +166,15 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
                    "Jobs that ended later after their release than the deadline allows.",
                    [](const TenantTotals& t) { return Number(t.jobs.deadline_misses); });
   out.Add("rubato_job_response_seconds",
-          "From a job's release (predicted, else its first operation) to its end.",
+          "From a job's release to its end. Jobs before the first release could be predicted, and "
+          "those "
+          "between releases, are left out; jobs of aperiodic tenants count from their first "
+          "operation.",
           MetricType::Histogram);
   for (const auto& [labels, total] : totals) {
     if (labels.tenant_class != realtime_name) continue;
     ClientMetric& metric = out.Series(ToLabels(labels));
-    metric.histogram.sample_count = total.jobs.jobs;
+    metric.histogram.sample_count = total.jobs.responses;
     metric.histogram.sample_sum = Seconds(total.jobs.response_sum_ns);
     uint64_t cumulative = 0;
     for (size_t i = 0; i < total.jobs.buckets.size(); ++i) {

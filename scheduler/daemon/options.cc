@@ -60,10 +60,10 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
                  "Best-effort work in flight beside an unpredicted real-time tenant [300us]")
       ->check(duration);
   app.add_option("--margin", margin,
-                 "Best-effort work ends this long before a predicted release [150us]")
+                 "Best-effort work ends this long before a predicted release [120us]")
       ->check(duration);
   app.add_option("--touch-lead", touch_lead,
-                 "Pre-touch kernels run this long before a predicted release [250us]")
+                 "Pre-touch kernels run this long before a predicted release [220us]")
       ->check(duration);
   app.add_option("--fallback-bound", fallback_bound,
                  "Best-effort work in flight once the scheduler is lost [2ms]")

@@ -7,6 +7,9 @@ namespace {
 
 // A leader without a job for so long gives its place to another session that has jobs.
 constexpr Nanos kLeaderRestNs = kSecond;
+// A tenant that declared a period and has not kept it for so many jobs is judged as an aperiodic
+// one. Before that it warms up: it loads, captures, tunes, and nobody waits for a response.
+constexpr uint64_t kWarmUpJobs = 64;
 
 }  // namespace
 
@@ -16,7 +19,6 @@ RealtimeTask::RealtimeTask(const core::TenantSpec& spec, core::Mode mode,
       mode_(mode),
       constants_(constants),
       release_(spec.period_ns, constants),
-      think_(spec.period_ns),
       hold_(spec.period_ns, constants) {}
 
 void RealtimeTask::Respecify(const core::TenantSpec& spec) {
@@ -24,28 +26,48 @@ void RealtimeTask::Respecify(const core::TenantSpec& spec) {
     relocks_before_ += release_.relocks();
     revocations_before_ += hold_.revocations();
     release_ = ReleaseModel(spec.period_ns, constants_);
-    think_ = ThinkTime(spec.period_ns);
+    think_.Forget();
+    locked_ = false;
+    unlocked_jobs_ = 0;
     hold_ = HoldLimit(spec.period_ns, constants_);
     last_release_ns_ = 0;
   }
   spec_ = spec;
 }
 
-// The release that a job of the leader answers. A job that begins right after the one before it was
-// late: it answers the release after that one's, not the one it happens to begin near.
-Nanos RealtimeTask::ReleaseOf(const core::Job& job) {
-  Nanos release_ns = release_.ReleaseOf(job.first_op_ns);
+void RealtimeTask::OnLeaderJob(const core::Job& job) {
   const ReleasePrediction& prediction = release_.prediction();
-  if (prediction.kind == ReleaseKind::kLocked && last_release_ns_ != 0) {
-    const Nanos next_ns = last_release_ns_ + prediction.period_ns;
-    const bool backlog = job.first_op_ns - last_end_ns_ < prediction.period_ns / 16;
-    if (backlog && next_ns < release_ns &&
-        release_ns - next_ns < constants_.hold_limit_ns + prediction.period_ns)
+  const Nanos previous_end_ns = last_end_ns_;
+  last_end_ns_ = job.end_ns;
+  const Nanos deadline_ns = core::EffectiveDeadline(spec_);
+  if (prediction.kind != ReleaseKind::kLocked) {
+    last_release_ns_ = 0;
+    ++unlocked_jobs_;
+    if (prediction.kind == ReleaseKind::kAperiodic || unlocked_jobs_ > kWarmUpJobs) {
+      ledger_.OnJob(job, job.first_op_ns, deadline_ns);
+    } else {
+      ledger_.OnUnpromisedJob(job);
+    }
+    return;
+  }
+  Nanos release_ns = release_.ReleaseOf(job.first_op_ns);
+  if (last_release_ns_ != 0) {
+    const Nanos period_ns = prediction.period_ns;
+    const bool at_once = job.first_op_ns - previous_end_ns < period_ns / 16;
+    // A job that begins right after the one before it was late: it answers the release after that
+    // one's, not the one it happens to begin near.
+    const Nanos next_ns = last_release_ns_ + period_ns;
+    if (at_once && next_ns < release_ns &&
+        release_ns - next_ns < constants_.hold_limit_ns + period_ns)
       release_ns = next_ns;
+    if (release_ns <= last_release_ns_ + period_ns / 2) {
+      // The second for one release: a piece of the first, or a job that nobody predicted.
+      if (job.first_op_ns - previous_end_ns >= period_ns / 4) ledger_.OnUnpromisedJob(job);
+      return;
+    }
   }
   last_release_ns_ = release_ns;
-  last_end_ns_ = job.end_ns;
-  return release_ns;
+  ledger_.OnJob(job, release_ns, deadline_ns);
 }
 
 void RealtimeTask::OnReading(SessionKey session, const core::SlotReading& reading, Nanos now_ns) {
@@ -53,7 +75,16 @@ void RealtimeTask::OnReading(SessionKey session, const core::SlotReading& readin
   jobs.open_since_ns = reading.job_open ? reading.job_first_op_ns : 0;
   jobs.assembler.Take(reading.jobs, jobs.open_since_ns, jobs_.think_ns, now_ns, &assembled_);
   open_ended_ns_ += assembled_.open_ns;
-  for (const core::JobGap& gap : assembled_.gaps) think_.OnGap(gap);
+  if (leader_ == 0 || leader_ == session) {
+    for (const core::JobGap& gap : assembled_.gaps) {
+      GapPlace place = GapPlace::kUnknown;
+      if (release_.prediction().kind == ReleaseKind::kLocked) {
+        const bool inside = gap.gap_ns < PeriodNs() / 4 && release_.BetweenReleases(gap.at_ns);
+        place = inside ? GapPlace::kInside : GapPlace::kBetween;
+      }
+      think_.OnGap(gap.gap_ns, place);
+    }
+  }
   if (assembled_.jobs.empty()) return;
 
   jobs.last_job_ns = assembled_.jobs.back().first_op_ns;
@@ -66,12 +97,12 @@ void RealtimeTask::OnReading(SessionKey session, const core::SlotReading& readin
     }
   }
   for (const core::Job& job : assembled_.jobs) {
-    Nanos release_ns = job.first_op_ns;
     if (leader_ == session) {
-      release_ns = ReleaseOf(job);
+      OnLeaderJob(job);
       release_.OnJob(job.first_op_ns, job.end_ns);
+    } else {
+      ledger_.OnJob(job, job.first_op_ns, core::EffectiveDeadline(spec_));
     }
-    ledger_.OnJob(job, release_ns, core::EffectiveDeadline(spec_));
     lengths_[length_count_ % kLengths] = job.end_ns - job.first_op_ns;
     ++length_count_;
   }
@@ -87,10 +118,25 @@ Nanos RealtimeTask::PeriodNs() const {
   return prediction.period_ns != 0 ? prediction.period_ns : spec_.period_ns;
 }
 
+void RealtimeTask::OnLockChange() {
+  const bool locked = release_.prediction().kind == ReleaseKind::kLocked;
+  if (locked == locked_) return;
+  locked_ = locked;
+  think_.Forget();
+  if (!locked) return;
+  // What came before was a warm-up, and says nothing about the promise.
+  if (unlocked_jobs_ > 0) ledger_.ForgetRecent();
+  unlocked_jobs_ = 0;
+}
+
 void RealtimeTask::Update(Nanos now_ns) {
   release_.Update(now_ns);
+  OnLockChange();
   jobs_.mret_ns = ledger_.mret_ns();
-  jobs_.think_ns = think_.ValueNs(constants_);
+  // Between the lock and the first jobs that it judges there is nothing to go by.
+  jobs_.think_ns = prediction().kind == ReleaseKind::kLearning
+                       ? 0
+                       : think_.ValueNs(locked_ ? prediction().period_ns : 0, constants_);
   const size_t known = std::min(length_count_, kLengths);
   if (known > 0) {
     // The lower quarter: whoever waits for a job's end wakes up by this and then looks closely.

@@ -53,7 +53,8 @@ class RealtimeTask {
   static constexpr size_t kLengths = 16;
 
   Nanos PeriodNs() const;
-  Nanos ReleaseOf(const core::Job& job);
+  void OnLeaderJob(const core::Job& job);
+  void OnLockChange();
 
   core::TenantSpec spec_;
   core::Mode mode_;
@@ -69,9 +70,11 @@ class RealtimeTask {
   size_t length_count_ = 0;
   std::map<SessionKey, SessionJobs> sessions_;
   SessionKey leader_ = 0;
-  Nanos open_ended_ns_ = 0;    // Open time of all pieces that have ended.
-  Nanos last_release_ns_ = 0;  // That the leader's last job answered.
-  Nanos last_end_ns_ = 0;      // Of the leader's last job.
+  Nanos open_ended_ns_ = 0;     // Open time of all pieces that have ended.
+  bool locked_ = false;         // At the last update.
+  uint64_t unlocked_jobs_ = 0;  // Of the leader, since releases were predicted last.
+  Nanos last_release_ns_ = 0;   // That the leader's last job answered.
+  Nanos last_end_ns_ = 0;       // Of the leader's last job.
   core::AssembledJobs assembled_;
 };
 

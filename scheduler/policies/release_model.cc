@@ -75,6 +75,8 @@ void ReleaseModel::OnJob(Nanos first_op_ns, Nanos end_ns) {
   const Nanos off_ns = first_op_ns - prediction_.phase_ns - steps * period_ns;
   const Nanos tolerance_ns =
       std::min(std::max(prediction_.early_ns, prediction_.late_ns) + period_ns / 16, period_ns / 4);
+  // A second job so soon answers no release; a piece of a job that was taken for a job, say.
+  if (first_op_ns - last.at_ns < period_ns / 2) return;
   const int64_t index = last.index + DivideRounded(first_op_ns - last.at_ns, period_ns);
   const bool on_line = std::abs(off_ns) <= tolerance_ns;
   if (Hopeless(on_line)) {
@@ -211,6 +213,14 @@ void ReleaseModel::CutAtJump() {
   ++relocks_;
 }
 
+// Do the releases in the window lie close enough to a line for it to be more than chance? The more
+// there are, the less close they need to be.
+bool ReleaseModel::Agrees(Nanos spread_ns) const {
+  const size_t count = window_.size();
+  const Nanos part = count < 8 ? 16 : count < 16 ? 8 : 4;
+  return spread_ns <= nominal_ns_ / part;
+}
+
 void ReleaseModel::Fit() {
   const size_t count = window_.size();
   const Arrival origin = window_.front();
@@ -261,6 +271,11 @@ void ReleaseModel::Fit() {
     if (most_ns - inner_most_ns > far_ns) most_ns = inner_most_ns;
   }
 
+  if (!locked_ && !Agrees(most_ns - least_ns)) {
+    // Not a grid, or not yet: the older half may be from before the program settled.
+    if (count == kWindow) window_.erase(window_.begin(), window_.begin() + kWindow / 2);
+    return;
+  }
   const Nanos period_ns = nominal_ns_ + slope_ns;
   Nanos early_ns = middle_ns - least_ns;
   Nanos late_ns = most_ns - middle_ns;
@@ -309,6 +324,14 @@ void ReleaseModel::Update(Nanos now_ns) {
   const Nanos validity_ns = std::clamp(64 * period_ns, constants_.validity_floor_ns,
                                        std::max(constants_.validity_limit_ns, 4 * period_ns));
   prediction_.valid_until_ns = last_confirmed_ns_ + validity_ns;
+}
+
+bool ReleaseModel::BetweenReleases(Nanos first_op_ns) const {
+  if (prediction_.kind != ReleaseKind::kLocked) return false;
+  const Nanos from_phase_ns = first_op_ns - prediction_.phase_ns;
+  const Nanos off_ns =
+      from_phase_ns - DivideRounded(from_phase_ns, prediction_.period_ns) * prediction_.period_ns;
+  return off_ns < -prediction_.early_ns || off_ns > prediction_.late_ns;
 }
 
 Nanos ReleaseModel::ReleaseOf(Nanos first_op_ns) const {

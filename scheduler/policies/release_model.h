@@ -50,6 +50,10 @@ class ReleaseModel {
 
   const ReleasePrediction& prediction() const { return prediction_; }
 
+  // True if releases are predicted and this is the time of none: a first op here goes on with a
+  // job, or begins one that was not predicted.
+  bool BetweenReleases(Nanos first_op_ns) const;
+
   // The release that a job with this first op answers: on the grid if one is locked, else the first
   // op itself. Never later than it.
   Nanos ReleaseOf(Nanos first_op_ns) const;
@@ -72,6 +76,7 @@ class ReleaseModel {
   void Unlock();
   bool TryLearnPeriod();
   void Fit();
+  bool Agrees(Nanos spread_ns) const;
   void CutAtJump();
   Nanos Guard() const;
 

@@ -19,7 +19,7 @@ TEST(JobAssemblerTest, WithoutThinkTimeEachPieceIsAJob) {
   EXPECT_EQ(out.jobs[1].first_op_ns, 210);
   ASSERT_EQ(out.gaps.size(), 1u);
   EXPECT_EQ(out.gaps[0].gap_ns, 10);
-  EXPECT_EQ(out.gaps[0].start_ns, 110);
+  EXPECT_EQ(out.gaps[0].at_ns, 210);
   EXPECT_EQ(out.open_ns, 140);
 }
 
@@ -60,7 +60,7 @@ TEST(JobAssemblerTest, AGapIsSeenAcrossPolls) {
   const AssembledJobs out = Take(&assembler, {{700, 800, 3, false}}, 0, 900);
   ASSERT_EQ(out.gaps.size(), 1u);
   EXPECT_EQ(out.gaps[0].gap_ns, 500);
-  EXPECT_EQ(out.gaps[0].start_ns, 600);
+  EXPECT_EQ(out.gaps[0].at_ns, 700);
 }
 
 TEST(JobAssemblerTest, PiecesThatOverlapCountOnce) {

@@ -4,9 +4,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -301,6 +303,39 @@ TEST_F(AttachServerTest, ASlotHandedBackTwiceGetsAnotherPlace) {
   two.slot_fd = base::UniqueFd(::dup(one.slot_fd.get()));
   ASSERT_TRUE(two.Attach(path, 1, true));
   EXPECT_NE(two.opened.session, one.opened.session);
+}
+
+TEST_F(AttachServerTest, TheEndOfTheProcessEndsTheSessionThoughAChildHoldsTheSocket) {
+  std::string path;
+  const TenantId tenant = Add(core::TenantClass::kBestEffort, &path);
+  // The parent connects and forks; the child keeps all descriptors and tells its number.
+  int pipe_fds[2];
+  ASSERT_EQ(::pipe2(pipe_fds, O_CLOEXEC), 0);
+  base::UniqueFd from_child(pipe_fds[0]);
+  base::UniqueFd to_test(pipe_fds[1]);
+  const pid_t parent = ::fork();
+  ASSERT_GE(parent, 0);
+  if (parent == 0) {
+    // No server in this process: the handshake is answered by the test's.
+    ShimStandIn shim([] {});
+    if (!shim.Attach(path)) ::_exit(1);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      for (;;) ::pause();
+    }
+    (void)!::write(to_test.get(), &child, sizeof(child));
+    for (;;) ::pause();
+  }
+  to_test.Reset();
+  WorkUntil([&] { return side_->scheduler.SessionCount(tenant) == 1; });
+  pid_t child = 0;
+  ASSERT_EQ(::read(from_child.get(), &child, sizeof(child)), static_cast<ssize_t>(sizeof(child)));
+  EXPECT_EQ(side_->scheduler.SessionCount(tenant), 1u);
+  ::kill(parent, SIGKILL);
+  WorkUntil([&] { return side_->scheduler.SessionCount(tenant) == 0; });
+  EXPECT_EQ(side_->scheduler.SessionCount(tenant), 0u);
+  ::kill(child, SIGKILL);
+  ::waitpid(parent, nullptr, 0);
 }
 
 TEST_F(AttachServerTest, ATenantThatIsUnregisteredLosesItsProcesses) {

@@ -63,7 +63,7 @@ class DaemonTest : public ::testing::Test {
     v1::RegisterTenantRequest request;
     request.mutable_spec()->set_name(name);
     request.mutable_spec()->set_tenant_class(v1::TENANT_CLASS_REALTIME);
-    request.mutable_spec()->set_period_ns(10'000'000);
+    request.mutable_spec()->set_period_ns(100'000'000);
     return request;
   }
   v1::GetStatusResponse Status() {
@@ -152,17 +152,26 @@ TEST_F(DaemonTest, ATenantFromRegistrationToEnd) {
   EXPECT_EQ(status.tenants(0).session_list(0).program(), "stand-in");
   EXPECT_EQ(status.devices_size(), 1);
 
-  // Jobs on a grid of 10 ms, the last ones a little before now.
+  // Jobs on a grid of 100 ms, the last ones a little before now. The first let it be seen; how the
+  // later ones keep it is what is promised.
   const auto now_ns = static_cast<uint64_t>(base::MonotonicNow());
-  for (uint64_t i = 20; i > 0; --i)
-    shim.RecordJob(now_ns - i * 10'000'000, now_ns - i * 10'000'000 + 1'000'000);
+  const auto record = [&](uint64_t from, uint64_t to) {
+    for (uint64_t i = from; i > to; --i)
+      shim.RecordJob(now_ns - i * 100'000'000, now_ns - i * 100'000'000 + 1'000'000);
+  };
+  record(20, 10);
   shim.RecordSample(42, 42, 1'650'000);
   ASSERT_TRUE(Eventually([](const v1::GetStatusResponse& s) {
-    return s.tenants(0).devices(0).jobs_total() == 20 && s.devices(0).profile_entries() == 1;
+    return s.tenants(0).devices(0).jobs_total() == 10 && s.devices(0).profile_entries() == 1;
   }));
+  record(10, 0);
+  ASSERT_TRUE(Eventually(
+      [](const v1::GetStatusResponse& s) { return s.tenants(0).devices(0).jobs_total() == 20; }));
   status = Status();
   EXPECT_EQ(status.tenants(0).devices(0).response_p50_ns(), 1'000'000u);
-  EXPECT_EQ(status.tenants(0).devices(0).release().period_ns(), 10'000'000u);
+  EXPECT_EQ(status.tenants(0).devices(0).deadline_misses_total(), 0u);
+  EXPECT_EQ(status.tenants(0).devices(0).release().kind(), v1::ReleaseModel::KIND_LOCKED);
+  EXPECT_EQ(status.tenants(0).devices(0).release().period_ns(), 100'000'000u);
 
   const std::string text = Scrape();
   EXPECT_NE(text.find("rubato_jobs_total{tenant=\"camera\""), std::string::npos) << text;

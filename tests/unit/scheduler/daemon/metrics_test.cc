@@ -21,6 +21,7 @@ SchedulerStatus Picture() {
   on.device_uuid = "GPU-1";
   on.sessions = 1;
   on.totals.jobs.jobs = 3;
+  on.totals.jobs.responses = 3;
   on.totals.jobs.deadline_misses = 1;
   on.totals.jobs.buckets[0] = 2;
   on.totals.jobs.buckets.back() = 1;

@@ -49,12 +49,12 @@ TEST(BoundsTest, HoldsAreLimited) {
 TEST(BoundsTest, ATouchIsSubmittedIntoAnEmptyGpu) {
   const Constants constants;
   const abi::ReleaseLine line = ReleaseLineFor(Locked(10 * kMillisecond), true, constants);
-  EXPECT_EQ(line.margin_ns, 400'000u);
-  EXPECT_EQ(line.touch_lead_ns, 280'000u);
+  EXPECT_EQ(line.margin_ns, static_cast<uint64_t>(constants.margin_ns + constants.touch_lead_ns));
+  EXPECT_EQ(line.touch_lead_ns, static_cast<uint64_t>(constants.touch_lead_ns + 30'000));
   // Work ends early + margin before the predicted release; the touch comes after that.
   EXPECT_LT(line.touch_lead_ns, line.early_ns + line.margin_ns);
   const abi::ReleaseLine without = ReleaseLineFor(Locked(10 * kMillisecond), false, constants);
-  EXPECT_EQ(without.margin_ns, 150'000u);
+  EXPECT_EQ(without.margin_ns, static_cast<uint64_t>(constants.margin_ns));
   EXPECT_EQ(without.touch_lead_ns, 0u);
 }
 
