@@ -4,7 +4,7 @@
 # CUDA: a toolkit that is new enough, else what tools/bootstrap unpacked under build/vendor/cuda.
 # HIP: the distribution's package.
 
-set(RUBATO_CUDA_VERSION_MIN 12040)
+set(RUBATO_CUDA_VERSION_MIN 13000)
 
 # A candidate counts only if its cuda.h names a version that has every declaration we hook.
 function(rubato_cuda_version include_dir out)

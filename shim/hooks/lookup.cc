@@ -11,7 +11,7 @@
 #define RUBATO_HIDDEN __attribute__((visibility("hidden")))
 
 extern "C" {
-// Read by the assembler below. Set, never changed.
+// Read by the routines of dlsym.cc. Set once, never changed.
 RUBATO_HIDDEN void* rubato_next_dlsym;
 RUBATO_HIDDEN void* rubato_next_dlvsym;
 // The answer to a look-up: null, go on to the next dlsym; kNothing, answer null; else the address.
@@ -94,89 +94,3 @@ const void* rubato_answer_dlvsym(void* handle, const char* name, const char* ver
   if (name == nullptr || handle == RTLD_NEXT || !IsVendorName(name)) return kGoOn;
   return Answer(name, reinterpret_cast<VersionedLookUp>(rubato_next_dlvsym)(handle, name, version));
 }
-
-// The exported routines. They keep the argument registers over the question, and leave the stack as
-// it was before they jump on, so that the next dlsym sees the program as its caller.
-#if defined(__x86_64__)
-#define RUBATO_LOOKUP(name, answer, next) \
-  asm(".pushsection .text\n"              \
-      ".globl " name                      \
-      "\n"                                \
-      ".type " name                       \
-      ", @function\n"                     \
-      ".balign 16\n" name                 \
-      ":\n"                               \
-      ".cfi_startproc\n"                  \
-      "endbr64\n"                         \
-      "pushq %rdi\n"                      \
-      ".cfi_adjust_cfa_offset 8\n"        \
-      "pushq %rsi\n"                      \
-      ".cfi_adjust_cfa_offset 8\n"        \
-      "pushq %rdx\n"                      \
-      ".cfi_adjust_cfa_offset 8\n"        \
-      "call " answer                      \
-      "\n"                                \
-      "popq %rdx\n"                       \
-      ".cfi_adjust_cfa_offset -8\n"       \
-      "popq %rsi\n"                       \
-      ".cfi_adjust_cfa_offset -8\n"       \
-      "popq %rdi\n"                       \
-      ".cfi_adjust_cfa_offset -8\n"       \
-      "testq %rax, %rax\n"                \
-      "jz 1f\n"                           \
-      "cmpq $1, %rax\n"                   \
-      "jne 2f\n"                          \
-      "xorl %eax, %eax\n"                 \
-      "2: ret\n"                          \
-      "1: jmpq *" next                    \
-      "(%rip)\n"                          \
-      ".cfi_endproc\n"                    \
-      ".size " name ", . - " name         \
-      "\n"                                \
-      ".popsection\n")
-#elif defined(__aarch64__)
-#define RUBATO_LOOKUP(name, answer, next) \
-  asm(".pushsection .text\n"              \
-      ".globl " name                      \
-      "\n"                                \
-      ".type " name                       \
-      ", %function\n"                     \
-      ".balign 16\n" name                 \
-      ":\n"                               \
-      ".cfi_startproc\n"                  \
-      "hint #34\n"                        \
-      "stp x29, x30, [sp, #-48]!\n"       \
-      ".cfi_def_cfa_offset 48\n"          \
-      ".cfi_offset x29, -48\n"            \
-      ".cfi_offset x30, -40\n"            \
-      "mov x29, sp\n"                     \
-      "stp x0, x1, [sp, #16]\n"           \
-      "str x2, [sp, #32]\n"               \
-      "bl " answer                        \
-      "\n"                                \
-      "mov x16, x0\n"                     \
-      "ldr x2, [sp, #32]\n"               \
-      "ldp x0, x1, [sp, #16]\n"           \
-      "ldp x29, x30, [sp], #48\n"         \
-      ".cfi_restore x29\n"                \
-      ".cfi_restore x30\n"                \
-      ".cfi_def_cfa_offset 0\n"           \
-      "cbz x16, 1f\n"                     \
-      "cmp x16, #1\n"                     \
-      "csel x0, xzr, x16, eq\n"           \
-      "ret\n"                             \
-      "1: adrp x16, " next                \
-      "\n"                                \
-      "ldr x16, [x16, #:lo12:" next       \
-      "]\n"                               \
-      "br x16\n"                          \
-      ".cfi_endproc\n"                    \
-      ".size " name ", . - " name         \
-      "\n"                                \
-      ".popsection\n")
-#else
-#error "The look-up routines are written for x86-64 and aarch64."
-#endif
-
-RUBATO_LOOKUP("dlsym", "rubato_answer_dlsym", "rubato_next_dlsym");
-RUBATO_LOOKUP("dlvsym", "rubato_answer_dlvsym", "rubato_next_dlvsym");

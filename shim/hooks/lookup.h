@@ -5,7 +5,7 @@
 // that lacks a symbol still lacks it, another interposer's wrapper stays the answer where it was
 // the answer, and versions and per-thread-stream variants choose themselves.
 //
-// dlsym and dlvsym themselves are small assembler routines (lookup.cc): where we have no answer,
+// dlsym and dlvsym themselves are small assembler routines (dlsym.cc): where we have no answer,
 // they jump to the next dlsym with the program's registers and return address, since RTLD_NEXT and
 // RTLD_DEFAULT are defined by who calls.
 #pragma once
