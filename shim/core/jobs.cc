@@ -59,9 +59,13 @@ void EndJob(DeviceSession* session, uint64_t waited_ns) {
       record.first_op_ns - previous_end_ns < think_ns) {
     record.flags |= abi::kJobContinued;
   }
+  // The next job may have ended while this thread was on its way here: the ring has one writer at a
+  // time, and a record is not worth a wait.
+  if (__atomic_exchange_n(&session->recording, 1u, __ATOMIC_ACQUIRE) != 0) return;
   const uint64_t head = abi::LoadRelaxed(slot.heads.job_head);
   slot.jobs[head % abi::kJobRing] = record;
   abi::StoreRelease(slot.heads.job_head, head + 1);
+  abi::StoreRelease(session->recording, 0u);
 }
 
 }  // namespace

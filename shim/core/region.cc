@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "shim/core/state.h"
 #include "shim/core/sys.h"
@@ -23,6 +25,13 @@ bool Sealed(int fd, RegionAccess access) {
   return access == RegionAccess::kWrite || (seals & (F_SEAL_FUTURE_WRITE | F_SEAL_WRITE)) != 0;
 }
 
+// To its readers, a mapping over another one happens at one instant. Past the C library, because
+// sanitizers take its mmap for a write to the whole range by this thread.
+void* MapOver(void* address, size_t bytes, int protection, int flags, int fd) {
+  return reinterpret_cast<void*>(
+      syscall(SYS_mmap, address, bytes, protection, flags | MAP_FIXED, fd, 0));
+}
+
 }  // namespace
 
 MapAnswer MapRegion(int fd, abi::RegionKind kind, size_t bytes, RegionAccess access, void* address,
@@ -34,8 +43,10 @@ MapAnswer MapRegion(int fd, abi::RegionKind kind, size_t bytes, RegionAccess acc
   }
   const bool write = access == RegionAccess::kWrite;
   // The own slot is written on the launch path: its page faults are taken now.
-  const int flags = MAP_SHARED | (address != nullptr ? MAP_FIXED : 0) | (write ? MAP_POPULATE : 0);
-  void* memory = mmap(address, bytes, PROT_READ | (write ? PROT_WRITE : 0), flags, fd, 0);
+  const int flags = MAP_SHARED | (write ? MAP_POPULATE : 0);
+  const int protection = PROT_READ | (write ? PROT_WRITE : 0);
+  void* memory = address != nullptr ? MapOver(address, bytes, protection, flags, fd)
+                                    : mmap(nullptr, bytes, protection, flags, fd, 0);
   if (memory == MAP_FAILED) return MapAnswer::kFailed;
   // Where the kernel does not wipe the state page, a child finds the pointers and must be able to
   // follow them.
@@ -64,7 +75,7 @@ void* ReserveAddresses(size_t bytes) {
 }
 
 void MapZerosOver(void* address, size_t bytes) {
-  mmap(address, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+  MapOver(address, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1);
 }
 
 }  // namespace rubato::shim

@@ -80,6 +80,7 @@ struct DeviceSession {
   uint32_t
       words_failed;  // 1: registration or stream memory operations do not work here; use events.
   uint32_t registering;  // 1 while one thread registers.
+  uint32_t recording;    // 1 while one thread writes a job record.
 };
 
 struct Connection;  // attach.cc
@@ -102,7 +103,7 @@ struct alignas(4096) ProcessState {
   uint32_t wiped_on_fork;    // 1: the kernel does.
   Connection* connection;
   DeviceSession* devices[kMaxDevices];
-  uint32_t opening[kMaxDevices];  // 0 not tried, 1 a thread opens it, 2 cannot be opened.
+  uint32_t opening[kMaxDevices];  // How far opening the device is: attach.cc.
   HandleMap allocations[8];       // By AllocationKind: ledger.cc.
   HandleMap functions;            // Function -> hash of its name: ops.cc.
   HandleMap graphs;               // Executable graph -> content hash: ops.cc.

@@ -4,6 +4,13 @@
 
 namespace rubato::shim {
 
+namespace {
+
+// Destroying a stream waits for another thread's marker in it for at most this long.
+constexpr uint64_t kLongestMarkerNs = 100'000'000;
+
+}  // namespace
+
 uint64_t ThreadMark() {
   static thread_local char mark;
   return reinterpret_cast<uintptr_t>(&mark);
@@ -50,10 +57,11 @@ bool Reusable(const DeviceSession* session, const StreamState& state, bool scarc
       !(scarce && abi::LoadRelaxed(state.owner) != 0)) {
     return false;
   }
-  if ((abi::LoadRelaxed(session->slot->streams[state.line].flags) & abi::kStreamDirty) != 0) {
+  const uint32_t line = abi::LoadRelaxed(state.line);
+  if ((abi::LoadRelaxed(session->slot->streams[line].flags) & abi::kStreamDirty) != 0) {
     return false;
   }
-  return LineReached(*session->slot, state.line);
+  return LineReached(*session->slot, line);
 }
 
 }  // namespace
@@ -122,8 +130,14 @@ void RetireStream(DeviceSession* session, uint64_t key) {
   __atomic_fetch_add(&session->streams->epoch, 1u, __ATOMIC_RELEASE);
   if (state == nullptr) return;
   uint64_t expected = key;
-  __atomic_compare_exchange_n(&state->key, &expected, kRetiredStream, false, __ATOMIC_RELEASE,
+  __atomic_compare_exchange_n(&state->key, &expected, kRetiredStream, false, __ATOMIC_SEQ_CST,
                               __ATOMIC_RELAXED);
+  // Another thread may be giving the stream a marker. Its handle must live until that call is over;
+  // the next one sees that the stream is retired.
+  const uint64_t deadline_ns = NowNs() + kLongestMarkerNs;
+  while (__atomic_load_n(&state->marking, __ATOMIC_SEQ_CST) != 0 && NowNs() < deadline_ns) {
+    CpuRelax();
+  }
 }
 
 void EnsureWords(const Driver& driver, DeviceSession* session, Handle context) {
@@ -177,19 +191,23 @@ bool RecordMarkerEvent(const Driver& driver, StreamState* state) {
 
 bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* state,
                    Handle context) {
-  if (state->line == kNoLine) return false;
-  if (state->context != 0 && state->context != context) return false;
-  if (state->owner != 0 && state->owner != ThreadMark()) return false;
+  if (abi::LoadRelaxed(state->line) == kNoLine) return false;
   if (abi::LoadAcquire(session->words_address) == 0) EnsureWords(driver, session, context);
   uint32_t idle = 0;
-  if (!__atomic_compare_exchange_n(&state->marking, &idle, 1u, false, __ATOMIC_ACQUIRE,
+  if (!__atomic_compare_exchange_n(&state->marking, &idle, 1u, false, __ATOMIC_SEQ_CST,
                                    __ATOMIC_RELAXED)) {
+    return false;
+  }
+  // Asked only now: before, the line might have gone to another stream.
+  if ((state->context != 0 && state->context != context) ||
+      (state->owner != 0 && state->owner != ThreadMark())) {
+    abi::StoreRelease(state->marking, 0u);
     return false;
   }
   abi::StreamLine& line = session->slot->streams[state->line];
   bool marked = false;
   const bool dirty = (abi::LoadAcquire(line.flags) & abi::kStreamDirty) != 0;
-  if (dirty && abi::LoadRelaxed(state->key) != kRetiredStream) {
+  if (dirty && __atomic_load_n(&state->key, __ATOMIC_SEQ_CST) != kRetiredStream) {
     const uint32_t word = abi::LoadRelaxed(line.submitted);
     const uint64_t submitted_ns = abi::LoadRelaxed(state->submitted_ns);
     // Clean before the driver is asked: an op that another thread submits meanwhile makes the line
@@ -227,7 +245,7 @@ bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* st
 }
 
 void MarkReached(DeviceSession* session, StreamState* state) {
-  if (state->line == kNoLine) return;
+  if (abi::LoadRelaxed(state->line) == kNoLine) return;
   uint32_t idle = 0;
   if (!__atomic_compare_exchange_n(&state->marking, &idle, 1u, false, __ATOMIC_ACQUIRE,
                                    __ATOMIC_RELAXED)) {

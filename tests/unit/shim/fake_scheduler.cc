@@ -357,8 +357,20 @@ abi::SlotRegion* FakeScheduler::AddPeer(uint32_t tenant, abi::TenantClass tenant
   abi::SessionEntry& entry = page().sessions[session->index];
   abi::StoreRelaxed(entry.tenant, tenant);
   abi::StoreRelaxed(entry.tenant_class, static_cast<uint32_t>(tenant_class));
+  abi::StoreRelaxed(entry.flags, abi::kSessionMayHold);
   sessions_.push_back(std::move(session));
   return slot;
+}
+
+void FakeScheduler::RemovePeer(abi::SlotRegion* slot) {
+  const std::lock_guard lock(mutex_);
+  for (auto it = sessions_.begin(); it != sessions_.end(); ++it) {
+    if ((*it)->slot.memory != slot) continue;
+    Enter(it->get(), false);
+    (*it)->slot.Destroy();
+    sessions_.erase(it);
+    return;
+  }
 }
 
 size_t FakeScheduler::SessionCount() {

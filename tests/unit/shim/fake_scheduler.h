@@ -94,6 +94,9 @@ class FakeScheduler {
   // A peer that is not a process: its slot, entered in the directory.
   abi::SlotRegion* AddPeer(uint32_t tenant, abi::TenantClass tenant_class, bool sealed = true);
 
+  // Takes the peer with this slot out again.
+  void RemovePeer(abi::SlotRegion* slot);
+
   // Of the sessions that processes have now.
   size_t SessionCount();
   // The slot of live session number `n`, oldest first.

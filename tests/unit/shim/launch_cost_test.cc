@@ -95,7 +95,6 @@ TEST_F(LaunchCostTest, BestEffortBesideAQuietRealtimeTenant) {
   line.max_hold_ns = kSecond;
   abi::WriteLine(scheduler.page().tenants[kTenant].tenant, line);
   scheduler.AddPeer(kTenant, TenantClass::kRealtime);
-  scheduler.page().sessions[1].flags = abi::kSessionMayHold;
   scheduler.page().state.realtime_sessions = 1;
   ExpectClean(Probe(scheduler));
   ASSERT_EQ(scheduler.Ended().size(), 1u);
