@@ -25,6 +25,9 @@ namespace {
 constexpr int kProgramErrno = 4242;  // What the real call leaves.
 
 FakeVendor* g_fake;
+#if defined(RUBATO_VENDOR_CUDA)
+FakeManagement* g_management;
+#endif
 
 // Pointers given to entries point here: some are read, some are written through.
 alignas(64) std::array<unsigned char, 4 << 20> g_scratch;
@@ -655,6 +658,88 @@ TEST_F(EntriesTest, GetProcAddressAnswersTheEntryOfExactlyThatVariant) {
   EXPECT_EQ(answer, nullptr);
 }
 
+// ---- The management library ---------------------------------------------------------------------
+
+constexpr char kOurUuid[] = "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f";
+constexpr char kForeignUuid[] = "GPU-ffffffff-0405-0607-0809-0a0b0c0d0e0f";
+
+class ManagementTest : public EntriesTest {
+ protected:
+  void SetUp() override {
+    EntriesTest::SetUp();
+    *g_management = FakeManagement{};
+    std::strcpy(g_management->uuid, kOurUuid);
+    g_state.limit_bytes = 20'000;
+    g_state.devices[0] = nullptr;
+    g_core.shown_free = 1'500;
+    g_core.shown_total = 20'000;
+  }
+  void TearDown() override {
+    g_state.limit_bytes = 0;
+    g_state.devices[0] = nullptr;
+  }
+
+  NvmlMemory Ask() {
+    NvmlMemory memory{};
+    status_ = nvmlDeviceGetMemoryInfo(device_, &memory);
+    return memory;
+  }
+
+  NvmlStatus status_ = -1;
+  NvmlDevice device_ = reinterpret_cast<NvmlDevice>(0x4321);
+};
+
+TEST_F(ManagementTest, ShowsTheLimitBeforeCudaHasStartedAndAttachesForIt) {
+  SetPhase(Phase::kFresh);
+  g_fake->not_started = CUDA_ERROR_NOT_INITIALIZED;
+  errno = kProgramErrno;
+  const NvmlMemory memory = Ask();
+  EXPECT_EQ(status_, 0);
+  EXPECT_EQ(errno, kProgramErrno);
+  EXPECT_EQ(g_core.attaches, 1);
+  EXPECT_EQ(g_management->device, device_);
+  EXPECT_EQ(memory.total, 20'000u);
+  EXPECT_EQ(memory.free, 20'000u);
+  EXPECT_EQ(memory.used, 0u);
+}
+
+TEST_F(ManagementTest, ShowsTheTenantsUseOnceItsDeviceIsOpen) {
+  static DeviceSession session;
+  g_state.devices[0] = &session;
+  const NvmlMemory memory = Ask();
+  EXPECT_EQ(memory.total, 20'000u);
+  EXPECT_EQ(memory.free, 1'500u);
+  EXPECT_EQ(memory.used, 18'500u);
+  NvmlMemoryV2 second{};
+  second.version = 0x02000028;
+  EXPECT_EQ(nvmlDeviceGetMemoryInfo_v2(device_, &second), 0);
+  EXPECT_EQ(second.version, 0x02000028u);
+  EXPECT_EQ(second.total, 20'000u);
+  EXPECT_EQ(second.free + second.used + second.reserved, second.total);
+}
+
+TEST_F(ManagementTest, LeavesDevicesAloneThatCudaDoesNotShow) {
+  std::strcpy(g_management->uuid, kForeignUuid);
+  const NvmlMemory memory = Ask();
+  EXPECT_EQ(memory.total, 80'000u);
+  EXPECT_EQ(memory.free, 70'000u);
+  EXPECT_EQ(memory.used, 10'000u);
+}
+
+TEST_F(ManagementTest, LeavesErrorsAndUnmanagedProcessesAlone) {
+  g_management->status = 15;
+  EXPECT_EQ(Ask().total, 80'000u);
+  EXPECT_EQ(status_, 15);
+  g_management->status = 0;
+  SetPhase(Phase::kDetached);
+  EXPECT_EQ(Ask().total, 80'000u);
+  SetPhase(Phase::kAttached);
+  g_state.limit_bytes = 0;
+  const NvmlMemory memory = Ask();
+  EXPECT_EQ(memory.total, 80'000u);
+  EXPECT_EQ(memory.used, 10'000u);
+}
+
 TEST_F(EntriesTest, CallsOutsideBothListsPassAndAreCounted) {
   void* answer = nullptr;
   EXPECT_EQ(cuGetProcAddress_v2("cuDriverGetVersion", &answer, 12000, 0, nullptr), CUDA_SUCCESS);
@@ -741,5 +826,11 @@ int main(int argc, char** argv) {
   const auto state = reinterpret_cast<FakeVendorStateFunction>(dlsym(library, "FakeVendorState"));
   if (state == nullptr) return 1;
   rubato::shim::g_fake = state();
+#if defined(RUBATO_VENDOR_CUDA)
+  void* management = dlopen(RUBATO_FAKE_MANAGEMENT, RTLD_NOW | RTLD_LOCAL);
+  if (management == nullptr) return 1;
+  rubato::shim::g_management =
+      reinterpret_cast<FakeManagementStateFunction>(dlsym(management, "FakeManagementState"))();
+#endif
   return RUN_ALL_TESTS();
 }

@@ -183,14 +183,35 @@ FAKE_API CUresult cuCtxFromGreenCtx(CUcontext* context, CUgreenCtx green) {
   return CUDA_SUCCESS;
 }
 
-FAKE_API NvmlStatus nvmlDeviceGetMemoryInfo(NvmlDevice device, NvmlMemory* memory) {
-  *memory = {80'000, 70'000, 10'000};
-  return Recorder{"nvmlDeviceGetMemoryInfo"}(device, memory);
+// One device, whose UUID is 00 01 02 ... 0f.
+FAKE_API CUresult cuDeviceGetCount(int* count) {
+  *count = 1;
+  return static_cast<CUresult>(g_fake.not_started);
 }
 
-FAKE_API NvmlStatus nvmlDeviceGetMemoryInfo_v2(NvmlDevice device, NvmlMemoryV2* memory) {
-  *memory = {memory->version, 80'000, 1'000, 70'000, 9'000};
-  return Recorder{"nvmlDeviceGetMemoryInfo_v2"}(device, memory);
+FAKE_API CUresult cuDeviceGet(CUdevice* device, int ordinal) {
+  *device = ordinal;
+  return ordinal == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+
+FAKE_API CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice) {
+  for (int i = 0; i < 16; ++i) uuid->bytes[i] = static_cast<char>(i);
+  return CUDA_SUCCESS;
+}
+
+FAKE_API CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute, CUdevice) {
+  *value = 132;
+  return CUDA_SUCCESS;
+}
+
+FAKE_API CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
+  *bytes = 80'000;
+  return CUDA_SUCCESS;
+}
+
+FAKE_API CUresult cuDeviceGetName(char* name, int bytes, CUdevice) {
+  strncpy(name, "fake", static_cast<size_t>(bytes));
+  return CUDA_SUCCESS;
 }
 
 #else

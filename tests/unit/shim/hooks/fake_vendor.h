@@ -25,6 +25,7 @@ struct FakeVendor {
   void (*during)(const char* name);  // Called inside every call; may be null.
   int capturing;                     // What the capture query answers.
   int memory_type;  // What the pointer query answers, or 0: the pointer is unknown.
+  int not_started;  // What the device count answers: not 0 before CUDA has started.
   // Kept by the library.
   size_t calls;
   FakeCall last;
@@ -33,6 +34,16 @@ struct FakeVendor {
 FakeVendor* FakeVendorState();
 
 using FakeVendorStateFunction = FakeVendor* (*)();
+
+struct FakeManagement {
+  int status;
+  char uuid[64];       // Of the device, as the management library writes it.
+  const void* device;  // That was asked about.
+};
+
+FakeManagement* FakeManagementState();
+
+using FakeManagementStateFunction = FakeManagement* (*)();
 }
 
 // Hashes any value by its bytes.
