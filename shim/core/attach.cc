@@ -298,10 +298,19 @@ Progress ReattachNext(Connection* c, uint64_t deadline_ns) {
     c->session = session;
     return SendOpen(c, deadline_ns) ? Progress::kPending : Break(c, DetachReason::kNone);
   }
-  c->reattaching = false;
   c->session = nullptr;
+  bool some = false, all = true;
+  for (int ordinal = 0; ordinal < kMaxDevices; ++ordinal) {
+    if (abi::LoadAcquire(g_state.devices[ordinal]) == nullptr) continue;
+    some |= c->entered[ordinal];
+    all &= c->entered[ordinal];
+  }
+  // Refused altogether: asked again later, on a connection of its own.
+  if (!all && !some && c->refusal != DetachReason::kNone) return Break(c, c->refusal);
+  c->reattaching = false;
   c->stage = Stage::kIdle;
-  abi::StoreRelease(g_state.lost, 0u);
+  // A session that is in no directory any more goes on as if the scheduler were gone.
+  abi::StoreRelease(g_state.lost, all ? 0u : 1u);
   return Progress::kDone;
 }
 
@@ -698,6 +707,7 @@ void Reattach(Connection* c, uint64_t now_ns) {
   if (ConnectSocket(c->path, &c->socket) != ConnectAnswer::kConnected) return;
   c->reattaching = true;
   c->session = nullptr;
+  c->refusal = DetachReason::kNone;
   if (!SendHello(c, now_ns)) Break(c, DetachReason::kNone);
 }
 

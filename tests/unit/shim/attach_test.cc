@@ -730,6 +730,39 @@ TEST_F(AttachTest, ASchedulerThatRefusesLeavesTheOldView) {
   child.Kill();
 }
 
+TEST_F(AttachTest, AFullDirectoryIsAskedAgain) {
+  auto scheduler = std::make_unique<FakeScheduler>(folder_.path(), FakeScheduler::Options{});
+  Signal open, gone, back;
+  ChildProcess child([&] {
+    Enter(*scheduler);
+    AttachProcess(DeviceOnlyDriver());
+    DeviceSession* session = OpenSession(DeviceOnlyDriver(), 0);
+    ASSERT_NE(session, nullptr);
+    open.Give();
+    gone.Take();
+    EXPECT_TRUE(MaintainUntil([] { return abi::LoadRelaxed(g_state.lost) != 0; }));
+    back.Give();
+    EXPECT_TRUE(MaintainUntil([] { return abi::LoadRelaxed(g_state.lost) == 0; }));
+    EXPECT_EQ(session->view->page->header.epoch, 8u);
+  });
+  scheduler->Start();
+  open.Take();
+  scheduler.reset();
+  gone.Give();
+  back.Take();
+  std::atomic<int> refusals{0};
+  scheduler = std::make_unique<FakeScheduler>(
+      folder_.path(),
+      FakeScheduler::Options{.epoch = 8, .tamper = [&](MessageType type, Reply* reply) {
+                               if (type != MessageType::kOpenDevice || refusals == 3) return;
+                               WithStatus(abi::Status::kFull)(reply);
+                               ++refusals;
+                             }});
+  scheduler->Start();
+  child.Join();
+  EXPECT_EQ(refusals, 3);
+}
+
 TEST_F(AttachTest, AnotherSlotAtReattachIsNotAccepted) {
   auto scheduler = std::make_unique<FakeScheduler>(folder_.path(), FakeScheduler::Options{});
   Signal open, gone, back;
@@ -800,6 +833,8 @@ TEST_F(AttachTest, AProgramMayCloseOurDescriptorsAndReuseTheirNumbers) {
     EXPECT_TRUE(Attached());
     EXPECT_EQ(OpenSession(DeviceOnlyDriver(), 0), session);
     session->slot->work.waiting = 1;  // The mapping is still there.
+    // Without its descriptor the slot cannot be handed to anybody.
+    EXPECT_EQ(abi::LoadRelaxed(g_state.lost), 1u);
   });
 }
 
