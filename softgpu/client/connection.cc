@@ -43,9 +43,12 @@ int ConnectTo(const std::string& path) {
 
 // $RUBATO_SOFTGPU_BIN, or bin/rubato-softgpu of the build or installation this library lies in.
 std::string DeviceProgram() {
-  if (const char* path = getenv("RUBATO_SOFTGPU_BIN"); path != nullptr && *path != '\0') return path;
+  if (const char* path = getenv("RUBATO_SOFTGPU_BIN"); path != nullptr && *path != '\0')
+    return path;
   Dl_info info;
-  if (dladdr(reinterpret_cast<const void*>(&DeviceProgram), &info) == 0 || info.dli_fname == nullptr) return "";
+  if (dladdr(reinterpret_cast<const void*>(&DeviceProgram), &info) == 0 ||
+      info.dli_fname == nullptr)
+    return "";
   char* real = realpath(info.dli_fname, nullptr);
   if (real == nullptr) return "";
   std::string folder(real);
@@ -66,7 +69,8 @@ bool StartDevice(const std::string& directory) {
   // The device is nobody's tenant: what is preloaded into this program stays out of it.
   std::vector<char*> environment;
   for (char** e = environ; *e != nullptr; ++e) {
-    if (strncmp(*e, "LD_PRELOAD=", 11) != 0 && strncmp(*e, "LD_AUDIT=", 9) != 0) environment.push_back(*e);
+    if (strncmp(*e, "LD_PRELOAD=", 11) != 0 && strncmp(*e, "LD_AUDIT=", 9) != 0)
+      environment.push_back(*e);
   }
   environment.push_back(nullptr);
   std::string arg0 = program, arg1 = "--daemon", arg2 = "--dir", arg3 = directory;
@@ -78,7 +82,8 @@ bool StartDevice(const std::string& directory) {
   posix_spawnattr_setsigmask(&attributes, &none);
   posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
   pid_t pid = -1;
-  const int error = posix_spawn(&pid, program.c_str(), nullptr, &attributes, argv, environment.data());
+  const int error =
+      posix_spawn(&pid, program.c_str(), nullptr, &attributes, argv, environment.data());
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return false;
   int status = 0;
@@ -86,7 +91,8 @@ bool StartDevice(const std::string& directory) {
   do {
     got = waitpid(pid, &status, 0);
   } while (got < 0 && errno == EINTR);
-  // A program that ignores its children leaves nothing to wait for; whether it worked shows at the connect.
+  // A program that ignores its children leaves nothing to wait for; whether it worked shows at the
+  // connect.
   return got < 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
@@ -100,7 +106,8 @@ std::unique_ptr<Connection> Connection::Open(bool observe) {
     int fd = ConnectTo(path);
     if (fd < 0) {
       if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return nullptr;
-      const int lock = open((directory + "/device.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+      const int lock =
+          open((directory + "/device.lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
       if (lock < 0) return nullptr;
       while (flock(lock, LOCK_EX) != 0 && errno == EINTR) {
       }
@@ -149,13 +156,14 @@ bool Connection::Greet(bool observe) {
     n = recvmsg(socket_, &message, MSG_CMSG_CLOEXEC);
   } while (n < 0 && errno == EINTR);
   std::vector<int> fds;
-  for (cmsghdr* c = n > 0 ? CMSG_FIRSTHDR(&message) : nullptr; c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+  for (cmsghdr* c = n > 0 ? CMSG_FIRSTHDR(&message) : nullptr; c != nullptr;
+       c = CMSG_NXTHDR(&message, c)) {
     if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
     fds.resize((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
     std::memcpy(fds.data(), CMSG_DATA(c), fds.size() * sizeof(int));
   }
-  const bool good = n == sizeof hello_ && hello_.status == wire::Status::kOk && hello_.devices <= wire::kMaxDevices &&
-                    fds.size() == 2 + hello_.devices;
+  const bool good = n == sizeof hello_ && hello_.status == wire::Status::kOk &&
+                    hello_.devices <= wire::kMaxDevices && fds.size() == 2 + hello_.devices;
   if (!good) {
     for (int fd : fds) close(fd);
     return false;
@@ -186,7 +194,8 @@ void Connection::AbandonInChild() {
 
 bool Connection::Alive() {
   pollfd p{socket_, POLLIN, 0};
-  if (socket_ >= 0 && poll(&p, 1, 0) >= 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL)) == 0) return true;
+  if (socket_ >= 0 && poll(&p, 1, 0) >= 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL)) == 0)
+    return true;
   lost_.store(true);
   return false;
 }
@@ -205,7 +214,8 @@ void Connection::Ring() {
   }
 }
 
-// Room for one record at the ring's tail, waiting for the device to take earlier ones if it is full.
+// Room for one record at the ring's tail, waiting for the device to take earlier ones if it is
+// full.
 unsigned char* Connection::Reserve(size_t bytes) {
   const size_t at = tail_ % wire::kRingBytes;
   const size_t to_end = wire::kRingBytes - at;
@@ -230,8 +240,8 @@ unsigned char* Connection::Reserve(size_t bytes) {
   return shared_->ring + at;
 }
 
-uint64_t Connection::Push(wire::RecordType type, uint32_t stream, uint32_t extra, const void* body, size_t body_bytes,
-                          const void* tail, size_t tail_bytes) {
+uint64_t Connection::Push(wire::RecordType type, uint32_t stream, uint32_t extra, const void* body,
+                          size_t body_bytes, const void* tail, size_t tail_bytes) {
   const uint64_t seq = next_seq_++;
   // Multiples of the header's size keep every gap at the ring's end large enough for a header.
   const size_t bytes = (sizeof(wire::Record) + body_bytes + tail_bytes + 31) / 32 * 32;
@@ -256,8 +266,8 @@ uint64_t Connection::Push(wire::RecordType type, uint32_t stream, uint32_t extra
   return seq;
 }
 
-wire::Reply Connection::Call(wire::RequestType type, uint32_t device, std::initializer_list<uint64_t> arguments,
-                             int fd) {
+wire::Reply Connection::Call(wire::RequestType type, uint32_t device,
+                             std::initializer_list<uint64_t> arguments, int fd) {
   wire::Request request{};
   request.type = type;
   request.device = device;

@@ -1,8 +1,10 @@
-// A program's line to the device process: started on demand, one per process, shared by the stand-ins' calls.
+// A program's line to the device process: started on demand, one per process, shared by the
+// stand-ins' calls.
 //
-// Push writes into the shared ring (no system call unless the device sleeps); Call asks on the socket and waits.
-// Both need the caller to hold one lock of its own: the order of pushes and calls is the order the device sees. The
-// waits need no lock. The device is trusted; its death shows as `lost()`.
+// Push writes into the shared ring (no system call unless the device sleeps); Call asks on the
+// socket and waits. Both need the caller to hold one lock of its own: the order of pushes and calls
+// is the order the device sees. The waits need no lock. The device is trusted; its death shows as
+// `lost()`.
 #ifndef SOFTGPU_CLIENT_CONNECTION_H_
 #define SOFTGPU_CLIENT_CONNECTION_H_
 
@@ -19,8 +21,8 @@ namespace rubato::softgpu {
 
 class Connection {
  public:
-  // Connects to the device of this user, starting it if there is none. Null if that fails. `observe`: without MPS and
-  // contexts, for libraries that only ask.
+  // Connects to the device of this user, starting it if there is none. Null if that fails.
+  // `observe`: without MPS and contexts, for libraries that only ask.
   static std::unique_ptr<Connection> Open(bool observe);
   ~Connection();
   Connection(const Connection&) = delete;
@@ -39,12 +41,14 @@ class Connection {
   // The sequence number that the next Push will give.
   uint64_t next_seq() const { return next_seq_; }
 
-  wire::Reply Call(wire::RequestType type, uint32_t device, std::initializer_list<uint64_t> arguments, int fd = -1);
+  wire::Reply Call(wire::RequestType type, uint32_t device,
+                   std::initializer_list<uint64_t> arguments, int fd = -1);
 
   bool Done(uint32_t stream, uint64_t seq) const {
     return shared_->streams[stream].completed_seq.load(std::memory_order_acquire) >= seq;
   }
-  // Blocks until `done()`; looks again whenever the device has made progress. False if the device died.
+  // Blocks until `done()`; looks again whenever the device has made progress. False if the device
+  // died.
   template <typename F>
   bool WaitUntil(F done) {
     for (int i = 0; i < kSpins; ++i) {

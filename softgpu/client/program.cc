@@ -55,7 +55,9 @@ wire::Effect ParseEffect(const Options& options) {
   return wire::Effect::kNone;
 }
 
-bool IsName(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '.'; }
+bool IsName(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '.';
+}
 
 std::string_view NextToken(std::string_view* text) {
   const size_t start = text->find_first_not_of(" \t\r\n,");
@@ -125,7 +127,9 @@ uint64_t KernelText::Value(const Operand& operand, void* const* values) const {
 }
 
 bool ParseProgram(std::string_view text, ProgramText* out) {
-  if (text.find(".version") == std::string_view::npos || text.find(".target") == std::string_view::npos) return false;
+  if (text.find(".version") == std::string_view::npos ||
+      text.find(".target") == std::string_view::npos)
+    return false;
   std::map<std::string, Options> notes;
   size_t at = 0;
   constexpr std::string_view kMark = "//softgpu ";

@@ -1,11 +1,14 @@
-// Programs as the software GPU reads them: PTX text with comment lines that say what a kernel costs and does.
+// Programs as the software GPU reads them: PTX text with comment lines that say what a kernel costs
+// and does.
 //
-//   //softgpu kernel=NAME [op=none|hash|copy|axpy|store|add|wait] [out=pI] [in=pI] [count=pI] [key=pI]
+//   //softgpu kernel=NAME [op=none|hash|copy|axpy|store|add|wait] [out=pI] [in=pI] [count=pI]
+//   [key=pI]
 //             [block_ns=N|pI] [regs=N] [smem=N] [watts=X] [bytes_per_ns=X]
 //   //softgpu global=NAME bytes=N
 //
-// pI is the kernel's I-th parameter. To a real driver these are comments. An entry without such a line costs 5 us a
-// block and does nothing. Pure; the text comes from the program that loads it and is only ever parsed here.
+// pI is the kernel's I-th parameter. To a real driver these are comments. An entry without such a
+// line costs 5 us a block and does nothing. Pure; the text comes from the program that loads it and
+// is only ever parsed here.
 #ifndef SOFTGPU_CLIENT_PROGRAM_H_
 #define SOFTGPU_CLIENT_PROGRAM_H_
 

@@ -13,14 +13,18 @@ size_t ElementBytes(CUarray_format format, unsigned channels) {
   if (channels != 1 && channels != 2 && channels != 4) return 0;
   switch (format) {
     case CU_AD_FORMAT_UNSIGNED_INT8:
-    case CU_AD_FORMAT_SIGNED_INT8: return channels;
+    case CU_AD_FORMAT_SIGNED_INT8:
+      return channels;
     case CU_AD_FORMAT_UNSIGNED_INT16:
     case CU_AD_FORMAT_SIGNED_INT16:
-    case CU_AD_FORMAT_HALF: return 2 * channels;
+    case CU_AD_FORMAT_HALF:
+      return 2 * channels;
     case CU_AD_FORMAT_UNSIGNED_INT32:
     case CU_AD_FORMAT_SIGNED_INT32:
-    case CU_AD_FORMAT_FLOAT: return 4 * channels;
-    default: return 0;
+    case CU_AD_FORMAT_FLOAT:
+      return 4 * channels;
+    default:
+      return 0;
   }
 }
 
@@ -31,7 +35,8 @@ CUresult NewArray(Entry& e, const CUDA_ARRAY3D_DESCRIPTOR& shape, CUarray* out) 
   const size_t height = std::max<size_t>(shape.Height, 1), depth = std::max<size_t>(shape.Depth, 1);
   const size_t pitch = (shape.Width * element + 511) / 512 * 512;
   Memory memory;
-  if (CUresult r = AllocateDevice(e, e.context()->device, pitch * height * depth, 0, MemoryKind::kDevice, &memory)) {
+  if (CUresult r = AllocateDevice(e, e.context()->device, pitch * height * depth, 0,
+                                  MemoryKind::kDevice, &memory)) {
     return r;
   }
   CUarray array = e.driver().arrays.New(Magic::kArray);
@@ -50,7 +55,9 @@ CUresult DropArray(Entry& e, CUarray array) {
   return result;
 }
 
-bool IsArray(CUarray array) { return array != nullptr && array->magic == Magic::kArray; }
+bool IsArray(CUarray array) {
+  return array != nullptr && array->magic == Magic::kArray;
+}
 
 }  // namespace
 }  // namespace rubato::softgpu
@@ -96,15 +103,17 @@ RUBATO_SOFTGPU_API cuArrayGetDescriptor_v2(CUDA_ARRAY_DESCRIPTOR* out, CUarray a
   if (e.failed()) return e.result();
   if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (!IsArray(array)) return CUDA_ERROR_INVALID_HANDLE;
-  *out = {array->descriptor.Width, array->descriptor.Height, array->descriptor.Format, array->descriptor.NumChannels};
+  *out = {array->descriptor.Width, array->descriptor.Height, array->descriptor.Format,
+          array->descriptor.NumChannels};
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuMipmappedArrayCreate(CUmipmappedArray* out, const CUDA_ARRAY3D_DESCRIPTOR* shape,
-                                          unsigned levels) {
+RUBATO_SOFTGPU_API cuMipmappedArrayCreate(CUmipmappedArray* out,
+                                          const CUDA_ARRAY3D_DESCRIPTOR* shape, unsigned levels) {
   Entry e;
   if (e.failed()) return e.result();
-  if (out == nullptr || shape == nullptr || levels == 0 || levels > 32) return CUDA_ERROR_INVALID_VALUE;
+  if (out == nullptr || shape == nullptr || levels == 0 || levels > 32)
+    return CUDA_ERROR_INVALID_VALUE;
   CUmipmappedArray mipmap = e.driver().mipmaps.New(Magic::kMipmap);
   CUDA_ARRAY3D_DESCRIPTOR level = *shape;
   for (unsigned i = 0; i < levels; ++i) {
@@ -127,7 +136,8 @@ RUBATO_SOFTGPU_API cuMipmappedArrayCreate(CUmipmappedArray* out, const CUDA_ARRA
 RUBATO_SOFTGPU_API cuMipmappedArrayGetLevel(CUarray* out, CUmipmappedArray mipmap, unsigned level) {
   Entry e;
   if (e.failed()) return e.result();
-  if (out == nullptr || mipmap == nullptr || mipmap->magic != Magic::kMipmap || level >= mipmap->levels.size()) {
+  if (out == nullptr || mipmap == nullptr || mipmap->magic != Magic::kMipmap ||
+      level >= mipmap->levels.size()) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   *out = mipmap->levels[level];

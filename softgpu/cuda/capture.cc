@@ -71,7 +71,8 @@ CUresult Info(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id, CU
     *status = CU_STREAM_CAPTURE_STATUS_NONE;
     return CUDA_SUCCESS;
   }
-  *status = stream->capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED : CU_STREAM_CAPTURE_STATUS_ACTIVE;
+  *status = stream->capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                     : CU_STREAM_CAPTURE_STATUS_ACTIVE;
   if (stream->capture->invalid) return CUDA_SUCCESS;
   if (id != nullptr) *id = stream->capture->id;
   if (graph != nullptr) *graph = stream->capture->graph;
@@ -93,7 +94,8 @@ CUresult UpdateTail(CUstream handle, CUgraphNode* nodes, size_t count, unsigned 
   }
   if (flags == CU_STREAM_SET_CAPTURE_DEPENDENCIES) stream->capture_tail.clear();
   for (size_t i = 0; i < count; ++i) {
-    if (std::find(stream->capture_tail.begin(), stream->capture_tail.end(), nodes[i]) == stream->capture_tail.end()) {
+    if (std::find(stream->capture_tail.begin(), stream->capture_tail.end(), nodes[i]) ==
+        stream->capture_tail.end()) {
       stream->capture_tail.push_back(nodes[i]);
     }
   }
@@ -114,8 +116,9 @@ RUBATO_SOFTGPU_API cuStreamBeginCapture(CUstream handle) {
   return cuStreamBeginCapture_v2(handle, CU_STREAM_CAPTURE_MODE_GLOBAL);
 }
 
-RUBATO_SOFTGPU_API cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph, const CUgraphNode* nodes,
-                                               const CUgraphEdgeData*, size_t count, CUstreamCaptureMode mode) {
+RUBATO_SOFTGPU_API cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph,
+                                               const CUgraphNode* nodes, const CUgraphEdgeData*,
+                                               size_t count, CUstreamCaptureMode mode) {
   Entry e;
   if (e.failed()) return e.result();
   if (!Is(graph) || (count > 0 && nodes == nullptr)) return CUDA_ERROR_INVALID_VALUE;
@@ -123,7 +126,8 @@ RUBATO_SOFTGPU_API cuStreamBeginCaptureToGraph(CUstream handle, CUgraph graph, c
 }
 
 RUBATO_SOFTGPU_API cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
-  if (mode == nullptr || *mode < CU_STREAM_CAPTURE_MODE_GLOBAL || *mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
+  if (mode == nullptr || *mode < CU_STREAM_CAPTURE_MODE_GLOBAL ||
+      *mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   std::swap(*mode, ThisThread().capture_mode);
@@ -170,28 +174,32 @@ RUBATO_SOFTGPU_API cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* s
 }
 
 #undef cuStreamGetCaptureInfo
-RUBATO_SOFTGPU_API cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id) {
+RUBATO_SOFTGPU_API cuStreamGetCaptureInfo(CUstream handle, CUstreamCaptureStatus* status,
+                                          cuuint64_t* id) {
   return Info(handle, status, id, nullptr, nullptr, nullptr, nullptr);
 }
 
-RUBATO_SOFTGPU_API cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
-                                             CUgraph* graph, const CUgraphNode** dependencies, size_t* count) {
+RUBATO_SOFTGPU_API cuStreamGetCaptureInfo_v2(CUstream handle, CUstreamCaptureStatus* status,
+                                             cuuint64_t* id, CUgraph* graph,
+                                             const CUgraphNode** dependencies, size_t* count) {
   return Info(handle, status, id, graph, dependencies, nullptr, count);
 }
 
-RUBATO_SOFTGPU_API cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status, cuuint64_t* id,
-                                             CUgraph* graph, const CUgraphNode** dependencies,
+RUBATO_SOFTGPU_API cuStreamGetCaptureInfo_v3(CUstream handle, CUstreamCaptureStatus* status,
+                                             cuuint64_t* id, CUgraph* graph,
+                                             const CUgraphNode** dependencies,
                                              const CUgraphEdgeData** edges, size_t* count) {
   return Info(handle, status, id, graph, dependencies, edges, count);
 }
 
 #undef cuStreamUpdateCaptureDependencies
-RUBATO_SOFTGPU_API cuStreamUpdateCaptureDependencies_v2(CUstream handle, CUgraphNode* nodes, const CUgraphEdgeData*,
-                                                        size_t count, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamUpdateCaptureDependencies_v2(CUstream handle, CUgraphNode* nodes,
+                                                        const CUgraphEdgeData*, size_t count,
+                                                        unsigned flags) {
   return UpdateTail(handle, nodes, count, flags);
 }
 
-RUBATO_SOFTGPU_API cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode* nodes, size_t count,
-                                                     unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamUpdateCaptureDependencies(CUstream handle, CUgraphNode* nodes,
+                                                     size_t count, unsigned flags) {
   return UpdateTail(handle, nodes, count, flags);
 }

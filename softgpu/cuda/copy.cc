@@ -19,21 +19,28 @@ struct End {
   bool pageable = false;
 };
 
-// Where one end of a copy lies. Host pointers the driver knows are pinned; unified ones are looked up.
-CUresult Locate(const Driver& d, CUmemorytype type, const void* host, CUdeviceptr device, CUarray array, size_t pitch,
-                size_t height, size_t x_bytes, size_t y, size_t z, size_t width, End* end) {
+// Where one end of a copy lies. Host pointers the driver knows are pinned; unified ones are looked
+// up.
+CUresult Locate(const Driver& d, CUmemorytype type, const void* host, CUdeviceptr device,
+                CUarray array, size_t pitch, size_t height, size_t x_bytes, size_t y, size_t z,
+                size_t width, End* end) {
   uint64_t base = 0;
   switch (type) {
-    case CU_MEMORYTYPE_HOST: base = reinterpret_cast<uint64_t>(host); break;
+    case CU_MEMORYTYPE_HOST:
+      base = reinterpret_cast<uint64_t>(host);
+      break;
     case CU_MEMORYTYPE_UNIFIED:
-    case CU_MEMORYTYPE_DEVICE: base = device; break;
+    case CU_MEMORYTYPE_DEVICE:
+      base = device;
+      break;
     case CU_MEMORYTYPE_ARRAY:
       if (array == nullptr || array->magic != Magic::kArray) return CUDA_ERROR_INVALID_HANDLE;
       base = array->memory;
       pitch = array->pitch;
       height = array->pitch > 0 ? array->slice / array->pitch : 1;
       break;
-    default: return CUDA_ERROR_INVALID_VALUE;
+    default:
+      return CUDA_ERROR_INVALID_VALUE;
   }
   if (base == 0) return CUDA_ERROR_INVALID_VALUE;
   if (pitch == 0) pitch = x_bytes + width;
@@ -44,7 +51,8 @@ CUresult Locate(const Driver& d, CUmemorytype type, const void* host, CUdevicept
   const Memory* memory = FindMemory(d, end->address);
   if (type == CU_MEMORYTYPE_DEVICE && memory == nullptr) return CUDA_ERROR_INVALID_VALUE;
   end->pageable = memory == nullptr;
-  end->host = memory == nullptr || memory->kind == MemoryKind::kPinned || memory->kind == MemoryKind::kRegistered;
+  end->host = memory == nullptr || memory->kind == MemoryKind::kPinned ||
+              memory->kind == MemoryKind::kRegistered;
   return CUDA_SUCCESS;
 }
 
@@ -54,14 +62,14 @@ CUresult CopyBodyOf(Entry& e, const CUDA_MEMCPY3D& box, wire::CopyBody* body, bo
                     bool* pageable_target) {
   End src, dst;
   const size_t depth = std::max<size_t>(box.Depth, 1);
-  if (CUresult r = Locate(e.driver(), box.srcMemoryType, box.srcHost, box.srcDevice, box.srcArray, box.srcPitch,
-                          box.srcHeight != 0 ? box.srcHeight : box.Height, box.srcXInBytes, box.srcY, box.srcZ,
-                          box.WidthInBytes, &src)) {
+  if (CUresult r = Locate(e.driver(), box.srcMemoryType, box.srcHost, box.srcDevice, box.srcArray,
+                          box.srcPitch, box.srcHeight != 0 ? box.srcHeight : box.Height,
+                          box.srcXInBytes, box.srcY, box.srcZ, box.WidthInBytes, &src)) {
     return r;
   }
-  if (CUresult r = Locate(e.driver(), box.dstMemoryType, box.dstHost, box.dstDevice, box.dstArray, box.dstPitch,
-                          box.dstHeight != 0 ? box.dstHeight : box.Height, box.dstXInBytes, box.dstY, box.dstZ,
-                          box.WidthInBytes, &dst)) {
+  if (CUresult r = Locate(e.driver(), box.dstMemoryType, box.dstHost, box.dstDevice, box.dstArray,
+                          box.dstPitch, box.dstHeight != 0 ? box.dstHeight : box.Height,
+                          box.dstXInBytes, box.dstY, box.dstZ, box.WidthInBytes, &dst)) {
     return r;
   }
   *body = {};
@@ -74,7 +82,7 @@ CUresult CopyBodyOf(Entry& e, const CUDA_MEMCPY3D& box, wire::CopyBody* body, bo
   body->src_pitch = src.pitch;
   body->dst_slice = dst.slice;
   body->src_slice = src.slice;
-  body->route = src.host ? wire::CopyRoute::kHostToDevice
+  body->route = src.host   ? wire::CopyRoute::kHostToDevice
                 : dst.host ? wire::CopyRoute::kDeviceToHost
                            : wire::CopyRoute::kInside;
   *pageable_source = src.pageable;
@@ -92,7 +100,8 @@ CUresult CopyBox(Entry& e, const CUDA_MEMCPY3D& box, CUstream handle, bool async
   Work work;
   work.type = RecordType::kCopy;
   bool pageable_source = false, pageable_target = false;
-  if (CUresult r = CopyBodyOf(e, box, &work.body.copy, &pageable_source, &pageable_target)) return r;
+  if (CUresult r = CopyBodyOf(e, box, &work.body.copy, &pageable_source, &pageable_target))
+    return r;
   if (stream->capture != nullptr) {
     work.node_type = CU_GRAPH_NODE_TYPE_MEMCPY;
     work.memcpy3d = box;
@@ -100,12 +109,15 @@ CUresult CopyBox(Entry& e, const CUDA_MEMCPY3D& box, CUstream handle, bool async
   }
   wire::CopyBody& body = work.body.copy;
   const uint64_t bytes = body.width * body.height * body.depth;
-  // Small pageable sources are staged, so the caller may reuse them at once; large ones are waited for.
-  const bool stage = pageable_source && bytes <= kInlineCopyBytes && body.height == 1 && body.depth == 1;
+  // Small pageable sources are staged, so the caller may reuse them at once; large ones are waited
+  // for.
+  const bool stage =
+      pageable_source && bytes <= kInlineCopyBytes && body.height == 1 && body.depth == 1;
   uint64_t seq;
   if (stage) {
     body.inline_bytes = static_cast<uint32_t>(bytes);
-    seq = PushTo(e, stream, RecordType::kCopy, 0, &body, sizeof body, reinterpret_cast<const void*>(body.src), bytes);
+    seq = PushTo(e, stream, RecordType::kCopy, 0, &body, sizeof body,
+                 reinterpret_cast<const void*>(body.src), bytes);
   } else {
     seq = PushTo(e, stream, RecordType::kCopy, 0, &body, sizeof body);
   }
@@ -115,7 +127,8 @@ CUresult CopyBox(Entry& e, const CUDA_MEMCPY3D& box, CUstream handle, bool async
   return host_waits ? WaitForSeq(e, stream, seq) : CUDA_SUCCESS;
 }
 
-CUresult CopyFlat(Entry& e, CUdeviceptr dst, CUdeviceptr src, size_t bytes, CUstream handle, bool async) {
+CUresult CopyFlat(Entry& e, CUdeviceptr dst, CUdeviceptr src, size_t bytes, CUstream handle,
+                  bool async) {
   CUDA_MEMCPY3D box{};
   box.srcMemoryType = box.dstMemoryType = CU_MEMORYTYPE_UNIFIED;
   box.srcDevice = src;
@@ -125,15 +138,17 @@ CUresult CopyFlat(Entry& e, CUdeviceptr dst, CUdeviceptr src, size_t bytes, CUst
   return CopyBox(e, box, handle, async);
 }
 
-CUresult FillRows(Entry& e, CUdeviceptr dst, size_t pitch, unsigned value, unsigned element_bytes, size_t width,
-                  size_t height, CUstream handle) {
+CUresult FillRows(Entry& e, CUdeviceptr dst, size_t pitch, unsigned value, unsigned element_bytes,
+                  size_t width, size_t height, CUstream handle) {
   if (width == 0 || height == 0) return CUDA_SUCCESS;
-  if (dst == 0 || dst % element_bytes != 0 || FindMemory(e.driver(), dst) == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (dst == 0 || dst % element_bytes != 0 || FindMemory(e.driver(), dst) == nullptr)
+    return CUDA_ERROR_INVALID_VALUE;
   CUstream stream;
   if (CUresult r = OpenStream(e, handle, &stream)) return r;
   Work work;
   work.type = RecordType::kFill;
-  work.body.fill = {dst, width, height, pitch != 0 ? pitch : width * element_bytes, value, element_bytes};
+  work.body.fill = {dst,   width,        height, pitch != 0 ? pitch : width * element_bytes,
+                    value, element_bytes};
   work.node_type = CU_GRAPH_NODE_TYPE_MEMSET;
   work.memset = {dst, work.body.fill.pitch, value, element_bytes, width, height};
   return Enqueue(e, stream, std::move(work));
@@ -141,11 +156,13 @@ CUresult FillRows(Entry& e, CUdeviceptr dst, size_t pitch, unsigned value, unsig
 
 namespace {
 
-CUdeviceptr At(const void* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); }
+CUdeviceptr At(const void* pointer) {
+  return reinterpret_cast<CUdeviceptr>(pointer);
+}
 
 // Device pointers of the typed calls must be the driver's own.
-CUresult Flat(CUdeviceptr dst, bool dst_device, CUdeviceptr src, bool src_device, size_t bytes, CUstream stream,
-              bool async) {
+CUresult Flat(CUdeviceptr dst, bool dst_device, CUdeviceptr src, bool src_device, size_t bytes,
+              CUstream stream, bool async) {
   Entry e;
   if (e.failed()) return e.result();
   if (bytes == 0) return CUDA_SUCCESS;
@@ -154,8 +171,8 @@ CUresult Flat(CUdeviceptr dst, bool dst_device, CUdeviceptr src, bool src_device
   return CopyFlat(e, dst, src, bytes, stream, async);
 }
 
-CUresult Fill(CUdeviceptr dst, size_t pitch, unsigned value, unsigned element, size_t width, size_t height,
-              CUstream stream, bool async) {
+CUresult Fill(CUdeviceptr dst, size_t pitch, unsigned value, unsigned element, size_t width,
+              size_t height, CUstream stream, bool async) {
   Entry e;
   if (e.failed()) return e.result();
   if (!async) {
@@ -241,7 +258,9 @@ CUDA_MEMCPY3D Row(size_t bytes) {
 }  // namespace
 }  // namespace rubato::softgpu
 
-RUBATO_SOFTGPU_API cuMemcpy(CUdeviceptr dst, CUdeviceptr src, size_t n) { return Flat(dst, false, src, false, n, nullptr, false); }
+RUBATO_SOFTGPU_API cuMemcpy(CUdeviceptr dst, CUdeviceptr src, size_t n) {
+  return Flat(dst, false, src, false, n, nullptr, false);
+}
 RUBATO_SOFTGPU_API cuMemcpyAsync(CUdeviceptr dst, CUdeviceptr src, size_t n, CUstream s) {
   return Flat(dst, false, src, false, n, s, true);
 }
@@ -266,13 +285,16 @@ RUBATO_SOFTGPU_API cuMemcpyDtoDAsync_v2(CUdeviceptr dst, CUdeviceptr src, size_t
 RUBATO_SOFTGPU_API cuMemcpyPeer(CUdeviceptr dst, CUcontext, CUdeviceptr src, CUcontext, size_t n) {
   return Flat(dst, true, src, true, n, nullptr, false);
 }
-RUBATO_SOFTGPU_API cuMemcpyPeerAsync(CUdeviceptr dst, CUcontext, CUdeviceptr src, CUcontext, size_t n, CUstream s) {
+RUBATO_SOFTGPU_API cuMemcpyPeerAsync(CUdeviceptr dst, CUcontext, CUdeviceptr src, CUcontext,
+                                     size_t n, CUstream s) {
   return Flat(dst, true, src, true, n, s, true);
 }
 RUBATO_SOFTGPU_API cuMemcpy2D_v2(const CUDA_MEMCPY2D* c) {
   return c == nullptr ? CUDA_ERROR_INVALID_VALUE : Box(From2D(*c), nullptr, false);
 }
-RUBATO_SOFTGPU_API cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D* c) { return cuMemcpy2D_v2(c); }
+RUBATO_SOFTGPU_API cuMemcpy2DUnaligned_v2(const CUDA_MEMCPY2D* c) {
+  return cuMemcpy2D_v2(c);
+}
 RUBATO_SOFTGPU_API cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* c, CUstream s) {
   return c == nullptr ? CUDA_ERROR_INVALID_VALUE : Box(From2D(*c), s, true);
 }
@@ -300,19 +322,24 @@ RUBATO_SOFTGPU_API cuMemcpyHtoA_v2(CUarray dst, size_t offset, const void* src, 
 RUBATO_SOFTGPU_API cuMemcpyAtoH_v2(void* dst, CUarray src, size_t offset, size_t n) {
   return Box(ArrayEnd(src, offset, true, FlatEnd(At(dst), false, Row(n))), nullptr, false);
 }
-RUBATO_SOFTGPU_API cuMemcpyHtoAAsync_v2(CUarray dst, size_t offset, const void* src, size_t n, CUstream s) {
+RUBATO_SOFTGPU_API cuMemcpyHtoAAsync_v2(CUarray dst, size_t offset, const void* src, size_t n,
+                                        CUstream s) {
   return Box(ArrayEnd(dst, offset, false, FlatEnd(At(src), true, Row(n))), s, true);
 }
-RUBATO_SOFTGPU_API cuMemcpyAtoHAsync_v2(void* dst, CUarray src, size_t offset, size_t n, CUstream s) {
+RUBATO_SOFTGPU_API cuMemcpyAtoHAsync_v2(void* dst, CUarray src, size_t offset, size_t n,
+                                        CUstream s) {
   return Box(ArrayEnd(src, offset, true, FlatEnd(At(dst), false, Row(n))), s, true);
 }
-RUBATO_SOFTGPU_API cuMemcpyAtoA_v2(CUarray dst, size_t dst_offset, CUarray src, size_t src_offset, size_t n) {
-  return Box(ArrayEnd(dst, dst_offset, false, ArrayEnd(src, src_offset, true, Row(n))), nullptr, false);
+RUBATO_SOFTGPU_API cuMemcpyAtoA_v2(CUarray dst, size_t dst_offset, CUarray src, size_t src_offset,
+                                   size_t n) {
+  return Box(ArrayEnd(dst, dst_offset, false, ArrayEnd(src, src_offset, true, Row(n))), nullptr,
+             false);
 }
 
 #if CUDA_VERSION >= 13000
-RUBATO_SOFTGPU_API cuMemcpyBatchAsync_v2(CUdeviceptr* dsts, CUdeviceptr* srcs, size_t* sizes, size_t count,
-                                         CUmemcpyAttributes*, size_t*, size_t, CUstream stream) {
+RUBATO_SOFTGPU_API cuMemcpyBatchAsync_v2(CUdeviceptr* dsts, CUdeviceptr* srcs, size_t* sizes,
+                                         size_t count, CUmemcpyAttributes*, size_t*, size_t,
+                                         CUstream stream) {
   if (dsts == nullptr || srcs == nullptr || sizes == nullptr) return CUDA_ERROR_INVALID_VALUE;
   for (size_t i = 0; i < count; ++i) {
     if (CUresult r = cuMemcpyAsync(dsts[i], srcs[i], sizes[i], stream)) return r;
@@ -321,31 +348,49 @@ RUBATO_SOFTGPU_API cuMemcpyBatchAsync_v2(CUdeviceptr* dsts, CUdeviceptr* srcs, s
 }
 #endif
 
-RUBATO_SOFTGPU_API cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) { return Fill(p, 0, v, 1, n, 1, nullptr, false); }
-RUBATO_SOFTGPU_API cuMemsetD16_v2(CUdeviceptr p, unsigned short v, size_t n) { return Fill(p, 0, v, 2, n, 1, nullptr, false); }
-RUBATO_SOFTGPU_API cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) { return Fill(p, 0, v, 4, n, 1, nullptr, false); }
-RUBATO_SOFTGPU_API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, CUstream s) { return Fill(p, 0, v, 1, n, 1, s, true); }
-RUBATO_SOFTGPU_API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, CUstream s) { return Fill(p, 0, v, 2, n, 1, s, true); }
-RUBATO_SOFTGPU_API cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, CUstream s) { return Fill(p, 0, v, 4, n, 1, s, true); }
-RUBATO_SOFTGPU_API cuMemsetD2D8_v2(CUdeviceptr p, size_t pitch, unsigned char v, size_t w, size_t h) {
+RUBATO_SOFTGPU_API cuMemsetD8_v2(CUdeviceptr p, unsigned char v, size_t n) {
+  return Fill(p, 0, v, 1, n, 1, nullptr, false);
+}
+RUBATO_SOFTGPU_API cuMemsetD16_v2(CUdeviceptr p, unsigned short v, size_t n) {
+  return Fill(p, 0, v, 2, n, 1, nullptr, false);
+}
+RUBATO_SOFTGPU_API cuMemsetD32_v2(CUdeviceptr p, unsigned v, size_t n) {
+  return Fill(p, 0, v, 4, n, 1, nullptr, false);
+}
+RUBATO_SOFTGPU_API cuMemsetD8Async(CUdeviceptr p, unsigned char v, size_t n, CUstream s) {
+  return Fill(p, 0, v, 1, n, 1, s, true);
+}
+RUBATO_SOFTGPU_API cuMemsetD16Async(CUdeviceptr p, unsigned short v, size_t n, CUstream s) {
+  return Fill(p, 0, v, 2, n, 1, s, true);
+}
+RUBATO_SOFTGPU_API cuMemsetD32Async(CUdeviceptr p, unsigned v, size_t n, CUstream s) {
+  return Fill(p, 0, v, 4, n, 1, s, true);
+}
+RUBATO_SOFTGPU_API cuMemsetD2D8_v2(CUdeviceptr p, size_t pitch, unsigned char v, size_t w,
+                                   size_t h) {
   return Fill(p, pitch, v, 1, w, h, nullptr, false);
 }
-RUBATO_SOFTGPU_API cuMemsetD2D16_v2(CUdeviceptr p, size_t pitch, unsigned short v, size_t w, size_t h) {
+RUBATO_SOFTGPU_API cuMemsetD2D16_v2(CUdeviceptr p, size_t pitch, unsigned short v, size_t w,
+                                    size_t h) {
   return Fill(p, pitch, v, 2, w, h, nullptr, false);
 }
 RUBATO_SOFTGPU_API cuMemsetD2D32_v2(CUdeviceptr p, size_t pitch, unsigned v, size_t w, size_t h) {
   return Fill(p, pitch, v, 4, w, h, nullptr, false);
 }
-RUBATO_SOFTGPU_API cuMemsetD2D8Async(CUdeviceptr p, size_t pitch, unsigned char v, size_t w, size_t h, CUstream s) {
+RUBATO_SOFTGPU_API cuMemsetD2D8Async(CUdeviceptr p, size_t pitch, unsigned char v, size_t w,
+                                     size_t h, CUstream s) {
   return Fill(p, pitch, v, 1, w, h, s, true);
 }
-RUBATO_SOFTGPU_API cuMemsetD2D16Async(CUdeviceptr p, size_t pitch, unsigned short v, size_t w, size_t h, CUstream s) {
+RUBATO_SOFTGPU_API cuMemsetD2D16Async(CUdeviceptr p, size_t pitch, unsigned short v, size_t w,
+                                      size_t h, CUstream s) {
   return Fill(p, pitch, v, 2, w, h, s, true);
 }
-RUBATO_SOFTGPU_API cuMemsetD2D32Async(CUdeviceptr p, size_t pitch, unsigned v, size_t w, size_t h, CUstream s) {
+RUBATO_SOFTGPU_API cuMemsetD2D32Async(CUdeviceptr p, size_t pitch, unsigned v, size_t w, size_t h,
+                                      CUstream s) {
   return Fill(p, pitch, v, 4, w, h, s, true);
 }
-RUBATO_SOFTGPU_API cuMemPrefetchAsync_v2(CUdeviceptr p, size_t, CUmemLocation, unsigned, CUstream handle) {
+RUBATO_SOFTGPU_API cuMemPrefetchAsync_v2(CUdeviceptr p, size_t, CUmemLocation, unsigned,
+                                         CUstream handle) {
   Entry e;
   if (e.failed()) return e.result();
   CUstream stream;

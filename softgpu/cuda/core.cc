@@ -14,7 +14,8 @@
 namespace rubato::softgpu {
 
 Driver& TheDriver() {
-  static Driver* const driver = new Driver;  // Never destroyed: threads may call until the very end.
+  static Driver* const driver =
+      new Driver;  // Never destroyed: threads may call until the very end.
   return *driver;
 }
 
@@ -51,43 +52,70 @@ Entry::Entry(Need need) : driver_(TheDriver()), lock_(driver_.mutex, std::defer_
   }
 }
 
-bool Is(CUcontext h) { return h != nullptr && h->magic == Magic::kContext; }
-bool Is(CUstream h) { return h != nullptr && h->magic == Magic::kStream; }
-bool Is(CUevent h) { return h != nullptr && h->magic == Magic::kEvent; }
-bool Is(CUmodule h) { return h != nullptr && h->magic == Magic::kModule; }
-bool Is(CUfunction h) { return h != nullptr && h->magic == Magic::kFunction; }
-bool Is(CUgraph h) { return h != nullptr && h->magic == Magic::kGraph; }
-bool Is(CUgraphNode h) { return h != nullptr && h->magic == Magic::kNode; }
-bool Is(CUgraphExec h) { return h != nullptr && h->magic == Magic::kExec; }
+bool Is(CUcontext h) {
+  return h != nullptr && h->magic == Magic::kContext;
+}
+bool Is(CUstream h) {
+  return h != nullptr && h->magic == Magic::kStream;
+}
+bool Is(CUevent h) {
+  return h != nullptr && h->magic == Magic::kEvent;
+}
+bool Is(CUmodule h) {
+  return h != nullptr && h->magic == Magic::kModule;
+}
+bool Is(CUfunction h) {
+  return h != nullptr && h->magic == Magic::kFunction;
+}
+bool Is(CUgraph h) {
+  return h != nullptr && h->magic == Magic::kGraph;
+}
+bool Is(CUgraphNode h) {
+  return h != nullptr && h->magic == Magic::kNode;
+}
+bool Is(CUgraphExec h) {
+  return h != nullptr && h->magic == Magic::kExec;
+}
 
 CUresult ContextStatus(CUcontext context) {
   if (!Is(context)) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
-  const uint32_t fault =
-      TheDriver().device->shared()->context_fault[context->root->slot].load(std::memory_order_acquire);
+  const uint32_t fault = TheDriver().device->shared()->context_fault[context->root->slot].load(
+      std::memory_order_acquire);
   switch (static_cast<wire::Fault>(fault)) {
-    case wire::Fault::kNone: return CUDA_SUCCESS;
-    case wire::Fault::kIllegalAddress: return CUDA_ERROR_ILLEGAL_ADDRESS;
-    case wire::Fault::kServerLost: return CUDA_ERROR_MPS_CLIENT_TERMINATED;
+    case wire::Fault::kNone:
+      return CUDA_SUCCESS;
+    case wire::Fault::kIllegalAddress:
+      return CUDA_ERROR_ILLEGAL_ADDRESS;
+    case wire::Fault::kServerLost:
+      return CUDA_ERROR_MPS_CLIENT_TERMINATED;
   }
   return CUDA_ERROR_UNKNOWN;
 }
 
 size_t Work::BodyBytes() const {
   switch (type) {
-    case wire::RecordType::kKernel: return sizeof body.kernel;
-    case wire::RecordType::kCopy: return sizeof body.copy;
-    case wire::RecordType::kFill: return sizeof body.fill;
+    case wire::RecordType::kKernel:
+      return sizeof body.kernel;
+    case wire::RecordType::kCopy:
+      return sizeof body.copy;
+    case wire::RecordType::kFill:
+      return sizeof body.fill;
     case wire::RecordType::kWriteWord:
-    case wire::RecordType::kWaitWord: return sizeof body.word;
-    case wire::RecordType::kEvent: return sizeof body.event;
-    default: return 0;
+    case wire::RecordType::kWaitWord:
+      return sizeof body.word;
+    case wire::RecordType::kEvent:
+      return sizeof body.event;
+    default:
+      return 0;
   }
 }
 
 CUresult NewContext(Entry& e, CUdevice device, unsigned flags, bool primary, CUcontext* out) {
-  const wire::Reply reply = e.device().Call(wire::RequestType::kCreateContext, static_cast<uint32_t>(device), {});
+  const wire::Reply reply =
+      e.device().Call(wire::RequestType::kCreateContext, static_cast<uint32_t>(device), {});
   if (reply.status != wire::Status::kOk) {
-    return reply.status == wire::Status::kOutOfMemory ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_ERROR_DEVICE_UNAVAILABLE;
+    return reply.status == wire::Status::kOutOfMemory ? CUDA_ERROR_OUT_OF_MEMORY
+                                                      : CUDA_ERROR_DEVICE_UNAVAILABLE;
   }
   Driver& d = e.driver();
   CUcontext context = d.contexts.New(Magic::kContext);
@@ -127,8 +155,8 @@ void DeleteContext(Entry& e, CUcontext context) {
   d.contexts.Delete(context);
 }
 
-CUresult NewStream(Entry& e, CUcontext context, unsigned flags, int priority, bool is_default, bool legacy,
-                   CUstream* out) {
+CUresult NewStream(Entry& e, CUcontext context, unsigned flags, int priority, bool is_default,
+                   bool legacy, CUstream* out) {
   Driver& d = e.driver();
   uint32_t slot;
   if (d.next_stream_slot < wire::kStreamSlots) {
@@ -198,7 +226,9 @@ CUresult FindStream(Entry& e, CUstream handle, CUstream* out) {
   return ContextStatus(handle->context);
 }
 
-void Invalidate(const std::shared_ptr<Capture>& capture) { capture->invalid = true; }
+void Invalidate(const std::shared_ptr<Capture>& capture) {
+  capture->invalid = true;
+}
 
 CUresult RefuseInCapture(Entry& e) {
   const ThreadState& thread = ThisThread();
@@ -207,8 +237,8 @@ CUresult RefuseInCapture(Entry& e) {
   for (auto& capture : e.driver().captures) {
     if (capture->invalid || capture->mode == CU_STREAM_CAPTURE_MODE_RELAXED) continue;
     const bool mine = capture->thread == thread.id;
-    const bool global =
-        capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL && thread.capture_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+    const bool global = capture->mode == CU_STREAM_CAPTURE_MODE_GLOBAL &&
+                        thread.capture_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
     if (!mine && !global) continue;
     Invalidate(capture);
     refused = true;
@@ -229,7 +259,8 @@ CUresult OpenStream(Entry& e, CUstream handle, CUstream* out) {
   for (auto& capture : e.driver().captures) {
     if (capture->invalid || capture->mode == CU_STREAM_CAPTURE_MODE_RELAXED) continue;
     for (CUstream other : capture->streams) {
-      if (other->context->root == stream->context->root && (other->flags & CU_STREAM_NON_BLOCKING) == 0) {
+      if (other->context->root == stream->context->root &&
+          (other->flags & CU_STREAM_NON_BLOCKING) == 0) {
         Invalidate(capture);
         implicit = true;
         break;
@@ -239,9 +270,10 @@ CUresult OpenStream(Entry& e, CUstream handle, CUstream* out) {
   return implicit ? CUDA_ERROR_STREAM_CAPTURE_IMPLICIT : CUDA_SUCCESS;
 }
 
-uint64_t PushTo(Entry& e, CUstream stream, wire::RecordType type, uint32_t extra, const void* body, size_t bytes,
-                const void* tail, size_t tail_bytes) {
-  const std::atomic<uint64_t>& completed = e.device().shared()->streams[stream->slot].completed_count;
+uint64_t PushTo(Entry& e, CUstream stream, wire::RecordType type, uint32_t extra, const void* body,
+                size_t bytes, const void* tail, size_t tail_bytes) {
+  const std::atomic<uint64_t>& completed =
+      e.device().shared()->streams[stream->slot].completed_count;
   if (stream->submitted - completed.load(std::memory_order_acquire) >= kQueueDepth) {
     const uint64_t enough = stream->submitted - kQueueDepth / 2;
     e.lock().unlock();
@@ -250,7 +282,8 @@ uint64_t PushTo(Entry& e, CUstream stream, wire::RecordType type, uint32_t extra
     if (!Is(stream)) return 0;  // Destroyed by another thread in the meantime.
   }
   ++stream->submitted;
-  return stream->last_seq = e.device().Push(type, stream->slot, extra, body, bytes, tail, tail_bytes);
+  return stream->last_seq =
+             e.device().Push(type, stream->slot, extra, body, bytes, tail, tail_bytes);
 }
 
 CUresult WaitForSeq(Entry& e, CUstream stream, uint64_t seq) {
@@ -281,7 +314,9 @@ CUresult WaitForContext(Entry& e, CUcontext context) {
   if (!all.empty()) {
     e.lock().unlock();
     for (auto [slot, seq] : all) {
-      alive = device.WaitUntil([&device, slot = slot, seq = seq] { return device.Done(slot, seq); }) && alive;
+      alive = device.WaitUntil([&device, slot = slot, seq = seq] {
+        return device.Done(slot, seq);
+      }) && alive;
     }
     e.lock().lock();
   }
@@ -298,13 +333,16 @@ CUresult Enqueue(Entry& e, CUstream stream, Work&& work, uint64_t* seq) {
   if (work.type == wire::RecordType::kHostCall) {
     StartCaller(e);
     const HostFunction host = work.host;
-    // The device may call back before PushTo returns, so the function is filed under its number first. Waiting for
-    // room lets other threads push, so the number is only known afterwards; room is made beforehand.
-    const std::atomic<uint64_t>& completed = e.device().shared()->streams[stream->slot].completed_count;
+    // The device may call back before PushTo returns, so the function is filed under its number
+    // first. Waiting for room lets other threads push, so the number is only known afterwards; room
+    // is made beforehand.
+    const std::atomic<uint64_t>& completed =
+        e.device().shared()->streams[stream->slot].completed_count;
     while (stream->submitted - completed.load(std::memory_order_acquire) >= kQueueDepth) {
       const uint64_t enough = stream->submitted - kQueueDepth / 2;
       e.lock().unlock();
-      const bool alive = e.device().WaitUntil([&] { return completed.load(std::memory_order_acquire) >= enough; });
+      const bool alive =
+          e.device().WaitUntil([&] { return completed.load(std::memory_order_acquire) >= enough; });
       e.lock().lock();
       if (!alive) return CUDA_ERROR_DEVICE_UNAVAILABLE;
       if (!Is(stream)) return CUDA_ERROR_INVALID_HANDLE;
@@ -317,8 +355,11 @@ CUresult Enqueue(Entry& e, CUstream stream, Work&& work, uint64_t* seq) {
 }
 
 uint32_t NameId(Entry& e, const std::string& name) {
-  auto [it, added] = e.driver().names.emplace(name, static_cast<uint32_t>(e.driver().names.size() + 1));
-  if (added) e.device().Push(wire::RecordType::kName, 0, it->second, name.c_str(), std::min<size_t>(name.size() + 1, 1024));
+  auto [it, added] =
+      e.driver().names.emplace(name, static_cast<uint32_t>(e.driver().names.size() + 1));
+  if (added)
+    e.device().Push(wire::RecordType::kName, 0, it->second, name.c_str(),
+                    std::min<size_t>(name.size() + 1, 1024));
   return it->second;
 }
 
@@ -331,7 +372,8 @@ void CallerMain() {
   wire::Shared* shared = device.shared();
   ThisThread().in_callback = true;
   uint32_t head = shared->call_head.load();
-  while (device.WaitUntil([&] { return shared->call_tail.load(std::memory_order_acquire) != head; })) {
+  while (
+      device.WaitUntil([&] { return shared->call_tail.load(std::memory_order_acquire) != head; })) {
     const wire::HostCall call = shared->calls[head % wire::kCallSlots];
     HostFunction host;
     {

@@ -1,8 +1,9 @@
 // The objects behind the CUDA handles and the state that all entry points of the stand-in share.
 //
-// A handle is a pointer to one of the structs below. They come from pools that never give memory back and hand the
-// last freed object out first, as drivers do: a stale handle is noticed by its `magic` until it is recycled, and then
-// names something else. One mutex guards everything; no entry point holds it while it waits for the device.
+// A handle is a pointer to one of the structs below. They come from pools that never give memory
+// back and hand the last freed object out first, as drivers do: a stale handle is noticed by its
+// `magic` until it is recycled, and then names something else. One mutex guards everything; no
+// entry point holds it while it waits for the device.
 #ifndef SOFTGPU_CUDA_DRIVER_H_
 #define SOFTGPU_CUDA_DRIVER_H_
 
@@ -46,8 +47,9 @@ enum class Magic : uint32_t {
 };
 
 inline constexpr uint32_t kInlineCopyBytes = 64u << 10;  // Pageable sources up to this are staged.
-inline constexpr uint64_t kQueueDepth = 1024;            // Unfinished operations of one stream before a call waits.
-inline constexpr uint32_t kSmGranule = 8;                // Green contexts come in multiples of so many SMs.
+inline constexpr uint64_t kQueueDepth =
+    1024;  // Unfinished operations of one stream before a call waits.
+inline constexpr uint32_t kSmGranule = 8;  // Green contexts come in multiples of so many SMs.
 
 struct KernelAttributes {
   int priority = 0;
@@ -63,7 +65,8 @@ struct HostFunction {
   void* data = nullptr;
 };
 
-// What one stream operation or graph node does. The bodies are ready to be sent; the rest is what the API gives back.
+// What one stream operation or graph node does. The bodies are ready to be sent; the rest is what
+// the API gives back.
 struct Work {
   wire::RecordType type = wire::RecordType::kJoin;
   union {
@@ -111,7 +114,7 @@ struct CUstream_st {
   bool is_default = false;  // Legacy or per-thread.
   bool legacy = false;
   uint64_t last_seq = 0;
-  uint64_t submitted = 0;   // Compares with completed_count.
+  uint64_t submitted = 0;  // Compares with completed_count.
   std::shared_ptr<rubato::softgpu::Capture> capture;
   std::vector<CUgraphNode> capture_tail;
   CUstreamAttrValue access_policy{};
@@ -123,9 +126,10 @@ struct CUevent_st {
   CUcontext context = nullptr;
   uint32_t slot = 0;
   unsigned flags = 0;
-  uint64_t seq = 0;  // 0: never recorded.
+  uint64_t seq = 0;      // 0: never recorded.
   uint64_t foreign = 0;  // An imported event's client and seq.
-  std::shared_ptr<rubato::softgpu::Capture> capture;  // Recorded in a capture: what it stands for there.
+  std::shared_ptr<rubato::softgpu::Capture>
+      capture;  // Recorded in a capture: what it stands for there.
   std::vector<CUgraphNode> capture_nodes;
 };
 
@@ -136,7 +140,7 @@ struct CUctx_st {
   unsigned flags = 0;
   uint64_t id = 0;
   bool primary = false;
-  CUcontext root = nullptr;        // Itself unless it belongs to a green context.
+  CUcontext root = nullptr;  // Itself unless it belongs to a green context.
   CUgreenCtx green = nullptr;
   CUstream legacy = nullptr;
   std::set<CUstream> streams;
@@ -189,12 +193,14 @@ struct CUgraphExec_st {
   uint32_t id = 0;
   CUcontext context = nullptr;
   unsigned long long flags = 0;
-  std::shared_ptr<std::vector<rubato::softgpu::HostFunction>> hosts;  // By index of the flattened node.
+  std::shared_ptr<std::vector<rubato::softgpu::HostFunction>>
+      hosts;  // By index of the flattened node.
   bool has_host = false;
-  bool dirty = false;                                       // To be sent before the next launch.
-  std::vector<rubato::softgpu::Work> works;                 // Flattened.
+  bool dirty = false;                        // To be sent before the next launch.
+  std::vector<rubato::softgpu::Work> works;  // Flattened.
   std::vector<std::vector<uint32_t>> needs;
-  std::unordered_map<uint64_t, std::vector<uint32_t>> by_origin;  // Node origin -> flattened indices.
+  std::unordered_map<uint64_t, std::vector<uint32_t>>
+      by_origin;  // Node origin -> flattened indices.
   std::vector<uint64_t> origins;
   std::vector<bool> enabled;
   uint64_t last_seq = 0;
@@ -301,7 +307,8 @@ struct Driver {
   std::atomic<bool> forked{false};
   Settings settings;
   std::unique_ptr<Connection> device;
-  CUdeviceptr window[wire::kMaxDevices] = {};   // Where device memory would be if the host could see it.
+  CUdeviceptr window[wire::kMaxDevices] =
+      {};  // Where device memory would be if the host could see it.
   PrimaryContext primary[wire::kMaxDevices];
   uint64_t next_id = 1;
 
@@ -384,7 +391,9 @@ class Entry {
 // Sets the meaning of stream 0 for the length of a per-thread entry point.
 class PerThreadDefault {
  public:
-  PerThreadDefault() : before_(ThisThread().per_thread_default) { ThisThread().per_thread_default = true; }
+  PerThreadDefault() : before_(ThisThread().per_thread_default) {
+    ThisThread().per_thread_default = true;
+  }
   ~PerThreadDefault() { ThisThread().per_thread_default = before_; }
   PerThreadDefault(const PerThreadDefault&) = delete;
   PerThreadDefault& operator=(const PerThreadDefault&) = delete;
@@ -405,8 +414,8 @@ bool Is(CUgraphExec handle);
 CUresult ContextStatus(CUcontext context);
 CUresult NewContext(Entry& e, CUdevice device, unsigned flags, bool primary, CUcontext* out);
 void DeleteContext(Entry& e, CUcontext context);
-CUresult NewStream(Entry& e, CUcontext context, unsigned flags, int priority, bool is_default, bool legacy,
-                   CUstream* out);
+CUresult NewStream(Entry& e, CUcontext context, unsigned flags, int priority, bool is_default,
+                   bool legacy, CUstream* out);
 void DeleteStream(Entry& e, CUstream stream);
 
 // Streams as calls name them, 0 and the special handles included.
@@ -417,8 +426,8 @@ CUresult OpenStream(Entry& e, CUstream handle, CUstream* out);
 // Queues `work`, or adds it to the graph that the stream is capturing.
 CUresult Enqueue(Entry& e, CUstream stream, Work&& work, uint64_t* seq = nullptr);
 // Queues a record without looking at captures, waiting first while the stream is full.
-uint64_t PushTo(Entry& e, CUstream stream, wire::RecordType type, uint32_t extra, const void* body, size_t bytes,
-                const void* tail = nullptr, size_t tail_bytes = 0);
+uint64_t PushTo(Entry& e, CUstream stream, wire::RecordType type, uint32_t extra, const void* body,
+                size_t bytes, const void* tail = nullptr, size_t tail_bytes = 0);
 // Both let go of the lock while they wait.
 CUresult WaitForSeq(Entry& e, CUstream stream, uint64_t seq);
 CUresult WaitForContext(Entry& e, CUcontext context);
@@ -434,18 +443,20 @@ uint32_t NameId(Entry& e, const std::string& name);
 CUresult FillKernel(Entry& e, CUfunction function, Work* work, void* const* values);
 // Checks and fills everything of a kernel node from API parameters.
 CUresult KernelWork(Entry& e, CUfunction function, const unsigned grid[3], const unsigned block[3],
-                    unsigned shared_bytes, void** params, void** extra, const KernelAttributes& attributes, bool keep,
-                    Work* work);
+                    unsigned shared_bytes, void** params, void** extra,
+                    const KernelAttributes& attributes, bool keep, Work* work);
 
 const Memory* FindMemory(const Driver& d, CUdeviceptr address);
-CUresult AllocateDevice(Entry& e, CUdevice device, size_t bytes, size_t alignment, MemoryKind kind, Memory* out);
+CUresult AllocateDevice(Entry& e, CUdevice device, size_t bytes, size_t alignment, MemoryKind kind,
+                        Memory* out);
 CUresult ReleaseMemory(Entry& e, CUdeviceptr address);
 void ForgetContextMemory(Entry& e, CUcontext context);
 
 CUresult CopyBox(Entry& e, const CUDA_MEMCPY3D& box, CUstream stream_handle, bool async);
-CUresult CopyFlat(Entry& e, CUdeviceptr dst, CUdeviceptr src, size_t bytes, CUstream stream_handle, bool async);
-CUresult FillRows(Entry& e, CUdeviceptr dst, size_t pitch, unsigned value, unsigned element_bytes, size_t width,
-                  size_t height, CUstream stream_handle);
+CUresult CopyFlat(Entry& e, CUdeviceptr dst, CUdeviceptr src, size_t bytes, CUstream stream_handle,
+                  bool async);
+CUresult FillRows(Entry& e, CUdeviceptr dst, size_t pitch, unsigned value, unsigned element_bytes,
+                  size_t width, size_t height, CUstream stream_handle);
 CUresult CopyBodyOf(Entry& e, const CUDA_MEMCPY3D& box, wire::CopyBody* body, bool* pageable_source,
                     bool* pageable_target);
 

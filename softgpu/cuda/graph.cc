@@ -59,7 +59,8 @@ CUgraph CloneGraph(Entry& e, CUgraph from, bool keep_origin) {
 Work CopyWork(Entry& e, const Work& from) {
   Work to = from;
   for (size_t i = 0; i < from.param_pointers.size(); ++i) {
-    const auto offset = static_cast<unsigned char*>(from.param_pointers[i]) - from.param_bytes.data();
+    const auto offset =
+        static_cast<unsigned char*>(from.param_pointers[i]) - from.param_bytes.data();
     to.param_pointers[i] = to.param_bytes.data() + offset;
   }
   if (from.child != nullptr) to.child = CloneGraph(e, from.child, true);
@@ -90,7 +91,8 @@ CUresult CheckNeeds(CUgraph graph, const CUgraphNode* needs, size_t count) {
   return CUDA_SUCCESS;
 }
 
-CUresult Add(Entry& e, CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count, Work&& work) {
+CUresult Add(Entry& e, CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
+             Work&& work) {
   if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (CUresult r = CheckNeeds(graph, needs, count)) return r;
   *out = AddNode(e, graph, std::vector<CUgraphNode>(needs, needs + count), std::move(work));
@@ -100,7 +102,8 @@ CUresult Add(Entry& e, CUgraphNode* out, CUgraph graph, const CUgraphNode* needs
 // With `func` set the context field is ignored and the current context counts.
 CUresult FromParams(Entry& e, const CUDA_KERNEL_NODE_PARAMS* params, Work* work) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  CUfunction function = params->func != nullptr ? params->func : reinterpret_cast<CUfunction>(params->kern);
+  CUfunction function =
+      params->func != nullptr ? params->func : reinterpret_cast<CUfunction>(params->kern);
   CUcontext context = e.context();
   if (params->func == nullptr && params->ctx != nullptr) {
     if (!Is(params->ctx)) return CUDA_ERROR_INVALID_CONTEXT;
@@ -109,8 +112,8 @@ CUresult FromParams(Entry& e, const CUDA_KERNEL_NODE_PARAMS* params, Work* work)
   const unsigned grid[3] = {params->gridDimX, params->gridDimY, params->gridDimZ};
   const unsigned block[3] = {params->blockDimX, params->blockDimY, params->blockDimZ};
   const KernelAttributes attributes = work->attributes;
-  if (CUresult r = KernelWork(e, function, grid, block, params->sharedMemBytes, params->kernelParams, params->extra,
-                              attributes, true, work)) {
+  if (CUresult r = KernelWork(e, function, grid, block, params->sharedMemBytes,
+                              params->kernelParams, params->extra, attributes, true, work)) {
     return r;
   }
   work->function_is_kernel = params->func == nullptr;
@@ -129,13 +132,17 @@ CUresult FromParams(Entry& e, const CUDA_MEMCPY3D* params, Work* work) {
 
 CUresult FromParams(Entry& e, const CUDA_MEMSET_NODE_PARAMS* params, Work* work) {
   if (params == nullptr || params->width == 0) return CUDA_ERROR_INVALID_VALUE;
-  if (params->elementSize != 1 && params->elementSize != 2 && params->elementSize != 4) return CUDA_ERROR_INVALID_VALUE;
+  if (params->elementSize != 1 && params->elementSize != 2 && params->elementSize != 4)
+    return CUDA_ERROR_INVALID_VALUE;
   if (FindMemory(e.driver(), params->dst) == nullptr) return CUDA_ERROR_INVALID_VALUE;
   work->type = RecordType::kFill;
   work->node_type = CU_GRAPH_NODE_TYPE_MEMSET;
   work->memset = *params;
-  work->body.fill = {params->dst, params->width, std::max<size_t>(params->height, 1),
-                     params->pitch != 0 ? params->pitch : params->width * params->elementSize, params->value,
+  work->body.fill = {params->dst,
+                     params->width,
+                     std::max<size_t>(params->height, 1),
+                     params->pitch != 0 ? params->pitch : params->width * params->elementSize,
+                     params->value,
                      params->elementSize};
   return CUDA_SUCCESS;
 }
@@ -161,16 +168,19 @@ CUresult FromEvent(CUevent event, bool record, Work* work) {
 
 // One stored or awaited word a node; longer lists have no use here yet.
 CUresult FromParams(Entry& e, const CUDA_BATCH_MEM_OP_NODE_PARAMS* params, Work* work) {
-  if (params == nullptr || params->count != 1 || params->paramArray == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
+  if (params == nullptr || params->count != 1 || params->paramArray == nullptr)
+    return CUDA_ERROR_NOT_SUPPORTED;
   const CUstreamBatchMemOpParams& op = params->paramArray[0];
-  const bool wide = op.operation == CU_STREAM_MEM_OP_WRITE_VALUE_64 || op.operation == CU_STREAM_MEM_OP_WAIT_VALUE_64;
-  const bool write = op.operation == CU_STREAM_MEM_OP_WRITE_VALUE_32 || op.operation == CU_STREAM_MEM_OP_WRITE_VALUE_64;
+  const bool wide = op.operation == CU_STREAM_MEM_OP_WRITE_VALUE_64 ||
+                    op.operation == CU_STREAM_MEM_OP_WAIT_VALUE_64;
+  const bool write = op.operation == CU_STREAM_MEM_OP_WRITE_VALUE_32 ||
+                     op.operation == CU_STREAM_MEM_OP_WRITE_VALUE_64;
   if (FindMemory(e.driver(), op.writeValue.address) == nullptr) return CUDA_ERROR_INVALID_VALUE;
   work->type = write ? RecordType::kWriteWord : RecordType::kWaitWord;
   work->node_type = CU_GRAPH_NODE_TYPE_BATCH_MEM_OP;
   work->memops = {op};
-  work->body.word = {op.writeValue.address, wide ? op.writeValue.value64 : op.writeValue.value, wide ? 64u : 32u,
-                     op.writeValue.flags & 3};
+  work->body.word = {op.writeValue.address, wide ? op.writeValue.value64 : op.writeValue.value,
+                     wide ? 64u : 32u, op.writeValue.flags & 3};
   return CUDA_SUCCESS;
 }
 
@@ -193,8 +203,8 @@ bool Topological(CUgraph graph, std::vector<CUgraphNode>* out) {
   return ready.size() == graph->nodes.size();
 }
 
-// Appends the graph's nodes to the executable, child graphs in place; gives the indices that whoever waits for the
-// whole graph must wait for.
+// Appends the graph's nodes to the executable, child graphs in place; gives the indices that
+// whoever waits for the whole graph must wait for.
 CUresult Flatten(Entry& e, CUgraph graph, const std::vector<uint32_t>& roots, CUgraphExec exec,
                  std::vector<uint32_t>* ends) {
   std::vector<CUgraphNode> order;
@@ -232,12 +242,14 @@ CUresult Flatten(Entry& e, CUgraph graph, const std::vector<uint32_t>& roots, CU
     ends_of[node] = {index};
   }
   for (CUgraphNode node : order) {
-    if (inner.count(node) == 0) ends->insert(ends->end(), ends_of[node].begin(), ends_of[node].end());
+    if (inner.count(node) == 0)
+      ends->insert(ends->end(), ends_of[node].begin(), ends_of[node].end());
   }
   return CUDA_SUCCESS;
 }
 
-// Tells the device what the executable does now. Launches under way keep what they were launched with.
+// Tells the device what the executable does now. Launches under way keep what they were launched
+// with.
 void Send(Entry& e, CUgraphExec exec) {
   e.device().Push(RecordType::kGraphBegin, 0, exec->id);
   exec->hosts = std::make_shared<std::vector<HostFunction>>(exec->works.size());
@@ -258,7 +270,8 @@ void Send(Entry& e, CUgraphExec exec) {
     tail.assign(needs_bytes + body.body_bytes, 0);
     std::memcpy(tail.data(), exec->needs[i].data(), exec->needs[i].size() * 4);
     std::memcpy(tail.data() + needs_bytes, &work.body, body.body_bytes);
-    e.device().Push(RecordType::kGraphNode, 0, exec->id, &body, sizeof body, tail.data(), tail.size());
+    e.device().Push(RecordType::kGraphNode, 0, exec->id, &body, sizeof body, tail.data(),
+                    tail.size());
     if (work.type == RecordType::kHostCall) {
       (*exec->hosts)[i] = work.host;
       exec->has_host = true;
@@ -323,7 +336,8 @@ CUresult SetNode(CUgraphNode node, CUgraphNodeType type, const P* params) {
 }
 
 template <typename P>
-CUresult AddWith(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count, const P* params) {
+CUresult AddWith(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
+                 const P* params) {
   Entry e;
   if (e.failed()) return e.result();
   Work work;
@@ -407,47 +421,52 @@ RUBATO_SOFTGPU_API cuGraphNodeFindInClone(CUgraphNode* out, CUgraphNode original
   return CUDA_ERROR_INVALID_VALUE;
 }
 
-RUBATO_SOFTGPU_API cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
+RUBATO_SOFTGPU_API cuGraphAddKernelNode_v2(CUgraphNode* out, CUgraph graph,
+                                           const CUgraphNode* needs, size_t count,
                                            const CUDA_KERNEL_NODE_PARAMS* params) {
   return AddWith(out, graph, needs, count, params);
 }
 
 #undef cuGraphAddKernelNode
-RUBATO_SOFTGPU_API cuGraphAddKernelNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                        const CUDA_KERNEL_NODE_PARAMS_v1* params) {
+RUBATO_SOFTGPU_API cuGraphAddKernelNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                        size_t count, const CUDA_KERNEL_NODE_PARAMS_v1* params) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   CUDA_KERNEL_NODE_PARAMS now{};
   std::memcpy(&now, params, sizeof *params);
   return AddWith(out, graph, needs, count, &now);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddMemcpyNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                        const CUDA_MEMCPY3D* params, CUcontext) {
+RUBATO_SOFTGPU_API cuGraphAddMemcpyNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                        size_t count, const CUDA_MEMCPY3D* params, CUcontext) {
   return AddWith(out, graph, needs, count, params);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddMemsetNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                        const CUDA_MEMSET_NODE_PARAMS* params, CUcontext) {
+RUBATO_SOFTGPU_API cuGraphAddMemsetNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                        size_t count, const CUDA_MEMSET_NODE_PARAMS* params,
+                                        CUcontext) {
   return AddWith(out, graph, needs, count, params);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddHostNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                      const CUDA_HOST_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphAddHostNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                      size_t count, const CUDA_HOST_NODE_PARAMS* params) {
   return AddWith(out, graph, needs, count, params);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
+RUBATO_SOFTGPU_API cuGraphAddBatchMemOpNode(CUgraphNode* out, CUgraph graph,
+                                            const CUgraphNode* needs, size_t count,
                                             const CUDA_BATCH_MEM_OP_NODE_PARAMS* params) {
   return AddWith(out, graph, needs, count, params);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddEmptyNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count) {
+RUBATO_SOFTGPU_API cuGraphAddEmptyNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                       size_t count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   return Add(e, out, graph, needs, count, Work{});
 }
 
-RUBATO_SOFTGPU_API cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
+RUBATO_SOFTGPU_API cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph,
+                                             const CUgraphNode* needs, size_t count,
                                              CUevent event) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
@@ -456,8 +475,8 @@ RUBATO_SOFTGPU_API cuGraphAddEventRecordNode(CUgraphNode* out, CUgraph graph, co
   return Add(e, out, graph, needs, count, std::move(work));
 }
 
-RUBATO_SOFTGPU_API cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                           CUevent event) {
+RUBATO_SOFTGPU_API cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph,
+                                           const CUgraphNode* needs, size_t count, CUevent event) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   Work work;
@@ -468,7 +487,8 @@ RUBATO_SOFTGPU_API cuGraphAddEventWaitNode(CUgraphNode* out, CUgraph graph, cons
 RUBATO_SOFTGPU_API cuGraphEventRecordNodeGetEvent(CUgraphNode node, CUevent* event) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
-  if (!Is(node) || event == nullptr || node->work.event_handle == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (!Is(node) || event == nullptr || node->work.event_handle == nullptr)
+    return CUDA_ERROR_INVALID_VALUE;
   *event = node->work.event_handle;
   return CUDA_SUCCESS;
 }
@@ -477,8 +497,8 @@ RUBATO_SOFTGPU_API cuGraphEventWaitNodeGetEvent(CUgraphNode node, CUevent* event
   return cuGraphEventRecordNodeGetEvent(node, event);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                            CUgraph child) {
+RUBATO_SOFTGPU_API cuGraphAddChildGraphNode(CUgraphNode* out, CUgraph graph,
+                                            const CUgraphNode* needs, size_t count, CUgraph child) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(child) || child == graph) return CUDA_ERROR_INVALID_VALUE;
@@ -498,13 +518,15 @@ RUBATO_SOFTGPU_API cuGraphChildGraphNodeGetGraph(CUgraphNode node, CUgraph* out)
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGraphAddMemAllocNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                          CUDA_MEM_ALLOC_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphAddMemAllocNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                          size_t count, CUDA_MEM_ALLOC_NODE_PARAMS* params) {
   Entry e;
   if (e.failed()) return e.result();
   if (params == nullptr || params->bytesize == 0) return CUDA_ERROR_INVALID_VALUE;
   Memory memory;
-  if (CUresult r = AllocateDevice(e, e.context()->device, params->bytesize, 0, MemoryKind::kDevice, &memory)) return r;
+  if (CUresult r =
+          AllocateDevice(e, e.context()->device, params->bytesize, 0, MemoryKind::kDevice, &memory))
+    return r;
   params->dptr = memory.address;
   Work work;
   work.node_type = CU_GRAPH_NODE_TYPE_MEM_ALLOC;
@@ -513,7 +535,8 @@ RUBATO_SOFTGPU_API cuGraphAddMemAllocNode(CUgraphNode* out, CUgraph graph, const
   return Add(e, out, graph, needs, count, std::move(work));
 }
 
-RUBATO_SOFTGPU_API cuGraphMemAllocNodeGetParams(CUgraphNode node, CUDA_MEM_ALLOC_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphMemAllocNodeGetParams(CUgraphNode node,
+                                                CUDA_MEM_ALLOC_NODE_PARAMS* params) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(node) || params == nullptr || node->work.node_type != CU_GRAPH_NODE_TYPE_MEM_ALLOC) {
@@ -523,8 +546,8 @@ RUBATO_SOFTGPU_API cuGraphMemAllocNodeGetParams(CUgraphNode node, CUDA_MEM_ALLOC
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGraphAddMemFreeNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                         CUdeviceptr address) {
+RUBATO_SOFTGPU_API cuGraphAddMemFreeNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                         size_t count, CUdeviceptr address) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   Work work;
@@ -544,7 +567,8 @@ RUBATO_SOFTGPU_API cuGraphMemFreeNodeGetParams(CUgraphNode node, CUdeviceptr* ad
 }
 
 RUBATO_SOFTGPU_API cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
-                                     const CUgraphEdgeData* edges, size_t count, CUgraphNodeParams* params) {
+                                     const CUgraphEdgeData* edges, size_t count,
+                                     CUgraphNodeParams* params) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   CUresult result;
   switch (params->type) {
@@ -554,7 +578,9 @@ RUBATO_SOFTGPU_API cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgr
       result = AddWith(out, graph, needs, count, &kernel);
       break;
     }
-    case CU_GRAPH_NODE_TYPE_MEMCPY: result = AddWith(out, graph, needs, count, &params->memcpy.copyParams); break;
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+      result = AddWith(out, graph, needs, count, &params->memcpy.copyParams);
+      break;
     case CU_GRAPH_NODE_TYPE_MEMSET: {
       CUDA_MEMSET_NODE_PARAMS memset{};
       std::memcpy(&memset, &params->memset, sizeof memset);
@@ -567,7 +593,9 @@ RUBATO_SOFTGPU_API cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgr
       result = AddWith(out, graph, needs, count, &host);
       break;
     }
-    case CU_GRAPH_NODE_TYPE_EMPTY: result = cuGraphAddEmptyNode(out, graph, needs, count); break;
+    case CU_GRAPH_NODE_TYPE_EMPTY:
+      result = cuGraphAddEmptyNode(out, graph, needs, count);
+      break;
     case CU_GRAPH_NODE_TYPE_GRAPH:
       result = cuGraphAddChildGraphNode(out, graph, needs, count, params->graph.graph);
       break;
@@ -577,13 +605,15 @@ RUBATO_SOFTGPU_API cuGraphAddNode_v2(CUgraphNode* out, CUgraph graph, const CUgr
     case CU_GRAPH_NODE_TYPE_WAIT_EVENT:
       result = cuGraphAddEventWaitNode(out, graph, needs, count, params->eventWait.event);
       break;
-    default: return CUDA_ERROR_NOT_SUPPORTED;
+    default:
+      return CUDA_ERROR_NOT_SUPPORTED;
   }
   if (result == CUDA_SUCCESS) CopyEdges(*out, edges);
   return result;
 }
 
-RUBATO_SOFTGPU_API cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphKernelNodeGetParams_v2(CUgraphNode node,
+                                                 CUDA_KERNEL_NODE_PARAMS* params) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(node) || params == nullptr || node->work.node_type != CU_GRAPH_NODE_TYPE_KERNEL) {
@@ -606,19 +636,22 @@ RUBATO_SOFTGPU_API cuGraphKernelNodeGetParams_v2(CUgraphNode node, CUDA_KERNEL_N
 }
 
 #undef cuGraphKernelNodeGetParams
-RUBATO_SOFTGPU_API cuGraphKernelNodeGetParams(CUgraphNode node, CUDA_KERNEL_NODE_PARAMS_v1* params) {
+RUBATO_SOFTGPU_API cuGraphKernelNodeGetParams(CUgraphNode node,
+                                              CUDA_KERNEL_NODE_PARAMS_v1* params) {
   CUDA_KERNEL_NODE_PARAMS now;
   const CUresult result = cuGraphKernelNodeGetParams_v2(node, &now);
   if (result == CUDA_SUCCESS) std::memcpy(params, &now, sizeof *params);
   return result;
 }
 
-RUBATO_SOFTGPU_API cuGraphKernelNodeSetParams_v2(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphKernelNodeSetParams_v2(CUgraphNode node,
+                                                 const CUDA_KERNEL_NODE_PARAMS* params) {
   return SetNode(node, CU_GRAPH_NODE_TYPE_KERNEL, params);
 }
 
 #undef cuGraphKernelNodeSetParams
-RUBATO_SOFTGPU_API cuGraphKernelNodeSetParams(CUgraphNode node, const CUDA_KERNEL_NODE_PARAMS_v1* params) {
+RUBATO_SOFTGPU_API cuGraphKernelNodeSetParams(CUgraphNode node,
+                                              const CUDA_KERNEL_NODE_PARAMS_v1* params) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   CUDA_KERNEL_NODE_PARAMS now{};
   std::memcpy(&now, params, sizeof *params);
@@ -649,7 +682,8 @@ RUBATO_SOFTGPU_API cuGraphMemsetNodeGetParams(CUgraphNode node, CUDA_MEMSET_NODE
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGraphMemsetNodeSetParams(CUgraphNode node, const CUDA_MEMSET_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphMemsetNodeSetParams(CUgraphNode node,
+                                              const CUDA_MEMSET_NODE_PARAMS* params) {
   return SetNode(node, CU_GRAPH_NODE_TYPE_MEMSET, params);
 }
 
@@ -668,7 +702,8 @@ RUBATO_SOFTGPU_API cuGraphHostNodeSetParams(CUgraphNode node, const CUDA_HOST_NO
   return SetNode(node, CU_GRAPH_NODE_TYPE_HOST, params);
 }
 
-RUBATO_SOFTGPU_API cuGraphBatchMemOpNodeGetParams(CUgraphNode node, CUDA_BATCH_MEM_OP_NODE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphBatchMemOpNodeGetParams(CUgraphNode node,
+                                                  CUDA_BATCH_MEM_OP_NODE_PARAMS* params) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(node) || params == nullptr || node->work.node_type != CU_GRAPH_NODE_TYPE_BATCH_MEM_OP) {
@@ -706,11 +741,12 @@ RUBATO_SOFTGPU_API cuGraphGetRootNodes(CUgraph graph, CUgraphNode* nodes, size_t
   return GiveNodes(roots, nodes, count);
 }
 
-RUBATO_SOFTGPU_API cuGraphGetEdges_v2(CUgraph graph, CUgraphNode* from, CUgraphNode* to, CUgraphEdgeData* edges,
-                                      size_t* count) {
+RUBATO_SOFTGPU_API cuGraphGetEdges_v2(CUgraph graph, CUgraphNode* from, CUgraphNode* to,
+                                      CUgraphEdgeData* edges, size_t* count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
-  if (!Is(graph) || count == nullptr || (from == nullptr) != (to == nullptr)) return CUDA_ERROR_INVALID_VALUE;
+  if (!Is(graph) || count == nullptr || (from == nullptr) != (to == nullptr))
+    return CUDA_ERROR_INVALID_VALUE;
   size_t n = 0;
   for (CUgraphNode node : graph->nodes) {
     for (size_t i = 0; i < node->needs.size(); ++i, ++n) {
@@ -725,12 +761,13 @@ RUBATO_SOFTGPU_API cuGraphGetEdges_v2(CUgraph graph, CUgraphNode* from, CUgraphN
 }
 
 #undef cuGraphGetEdges
-RUBATO_SOFTGPU_API cuGraphGetEdges(CUgraph graph, CUgraphNode* from, CUgraphNode* to, size_t* count) {
+RUBATO_SOFTGPU_API cuGraphGetEdges(CUgraph graph, CUgraphNode* from, CUgraphNode* to,
+                                   size_t* count) {
   return cuGraphGetEdges_v2(graph, from, to, nullptr, count);
 }
 
-RUBATO_SOFTGPU_API cuGraphNodeGetDependencies_v2(CUgraphNode node, CUgraphNode* nodes, CUgraphEdgeData* edges,
-                                                 size_t* count) {
+RUBATO_SOFTGPU_API cuGraphNodeGetDependencies_v2(CUgraphNode node, CUgraphNode* nodes,
+                                                 CUgraphEdgeData* edges, size_t* count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(node)) return CUDA_ERROR_INVALID_VALUE;
@@ -744,8 +781,8 @@ RUBATO_SOFTGPU_API cuGraphNodeGetDependencies(CUgraphNode node, CUgraphNode* nod
   return cuGraphNodeGetDependencies_v2(node, nodes, nullptr, count);
 }
 
-RUBATO_SOFTGPU_API cuGraphNodeGetDependentNodes_v2(CUgraphNode node, CUgraphNode* nodes, CUgraphEdgeData* edges,
-                                                   size_t* count) {
+RUBATO_SOFTGPU_API cuGraphNodeGetDependentNodes_v2(CUgraphNode node, CUgraphNode* nodes,
+                                                   CUgraphEdgeData* edges, size_t* count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(node)) return CUDA_ERROR_INVALID_VALUE;
@@ -756,17 +793,21 @@ RUBATO_SOFTGPU_API cuGraphNodeGetDependentNodes_v2(CUgraphNode node, CUgraphNode
 }
 
 #undef cuGraphNodeGetDependentNodes
-RUBATO_SOFTGPU_API cuGraphNodeGetDependentNodes(CUgraphNode node, CUgraphNode* nodes, size_t* count) {
+RUBATO_SOFTGPU_API cuGraphNodeGetDependentNodes(CUgraphNode node, CUgraphNode* nodes,
+                                                size_t* count) {
   return cuGraphNodeGetDependentNodes_v2(node, nodes, nullptr, count);
 }
 
-RUBATO_SOFTGPU_API cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to,
-                                             const CUgraphEdgeData* edges, size_t count) {
+RUBATO_SOFTGPU_API cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode* from,
+                                             const CUgraphNode* to, const CUgraphEdgeData* edges,
+                                             size_t count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
-  if (!Is(graph) || (count > 0 && (from == nullptr || to == nullptr))) return CUDA_ERROR_INVALID_VALUE;
+  if (!Is(graph) || (count > 0 && (from == nullptr || to == nullptr)))
+    return CUDA_ERROR_INVALID_VALUE;
   for (size_t i = 0; i < count; ++i) {
-    if (!Is(from[i]) || !Is(to[i]) || from[i]->graph != graph || to[i]->graph != graph) return CUDA_ERROR_INVALID_VALUE;
+    if (!Is(from[i]) || !Is(to[i]) || from[i]->graph != graph || to[i]->graph != graph)
+      return CUDA_ERROR_INVALID_VALUE;
     if (std::find(to[i]->needs.begin(), to[i]->needs.end(), from[i]) != to[i]->needs.end()) {
       return CUDA_ERROR_INVALID_VALUE;
     }
@@ -778,15 +819,18 @@ RUBATO_SOFTGPU_API cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode* f
 }
 
 #undef cuGraphAddDependencies
-RUBATO_SOFTGPU_API cuGraphAddDependencies(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to, size_t count) {
+RUBATO_SOFTGPU_API cuGraphAddDependencies(CUgraph graph, const CUgraphNode* from,
+                                          const CUgraphNode* to, size_t count) {
   return cuGraphAddDependencies_v2(graph, from, to, nullptr, count);
 }
 
-RUBATO_SOFTGPU_API cuGraphRemoveDependencies_v2(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to,
-                                                const CUgraphEdgeData*, size_t count) {
+RUBATO_SOFTGPU_API cuGraphRemoveDependencies_v2(CUgraph graph, const CUgraphNode* from,
+                                                const CUgraphNode* to, const CUgraphEdgeData*,
+                                                size_t count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
-  if (!Is(graph) || (count > 0 && (from == nullptr || to == nullptr))) return CUDA_ERROR_INVALID_VALUE;
+  if (!Is(graph) || (count > 0 && (from == nullptr || to == nullptr)))
+    return CUDA_ERROR_INVALID_VALUE;
   for (size_t i = 0; i < count; ++i) {
     if (!Is(to[i]) || to[i]->graph != graph) return CUDA_ERROR_INVALID_VALUE;
     auto it = std::find(to[i]->needs.begin(), to[i]->needs.end(), from[i]);
@@ -798,8 +842,8 @@ RUBATO_SOFTGPU_API cuGraphRemoveDependencies_v2(CUgraph graph, const CUgraphNode
 }
 
 #undef cuGraphRemoveDependencies
-RUBATO_SOFTGPU_API cuGraphRemoveDependencies(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to,
-                                             size_t count) {
+RUBATO_SOFTGPU_API cuGraphRemoveDependencies(CUgraph graph, const CUgraphNode* from,
+                                             const CUgraphNode* to, size_t count) {
   return cuGraphRemoveDependencies_v2(graph, from, to, nullptr, count);
 }
 
@@ -823,7 +867,8 @@ RUBATO_SOFTGPU_API cuGraphDestroyNode(CUgraphNode node) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGraphKernelNodeGetAttribute(CUgraphNode node, CUkernelNodeAttrID id, CUkernelNodeAttrValue* value) {
+RUBATO_SOFTGPU_API cuGraphKernelNodeGetAttribute(CUgraphNode node, CUkernelNodeAttrID id,
+                                                 CUkernelNodeAttrValue* value) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(node) || value == nullptr || node->work.node_type != CU_GRAPH_NODE_TYPE_KERNEL) {
@@ -834,7 +879,8 @@ RUBATO_SOFTGPU_API cuGraphKernelNodeGetAttribute(CUgraphNode node, CUkernelNodeA
     if (attribute.id == id) *value = attribute.value;
   }
   if (id == CU_LAUNCH_ATTRIBUTE_PRIORITY) value->priority = node->work.attributes.priority;
-  if (id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE) value->cooperative = node->work.attributes.cooperative ? 1 : 0;
+  if (id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE)
+    value->cooperative = node->work.attributes.cooperative ? 1 : 0;
   return CUDA_SUCCESS;
 }
 
@@ -869,24 +915,29 @@ RUBATO_SOFTGPU_API cuGraphKernelNodeCopyAttributes(CUgraphNode dst, CUgraphNode 
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph graph, unsigned long long flags) {
+RUBATO_SOFTGPU_API cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph graph,
+                                               unsigned long long flags) {
   return Instantiate(out, graph, flags);
 }
 
 #undef cuGraphInstantiate
-RUBATO_SOFTGPU_API cuGraphInstantiate(CUgraphExec* out, CUgraph graph, CUgraphNode*, char*, size_t) {
+RUBATO_SOFTGPU_API cuGraphInstantiate(CUgraphExec* out, CUgraph graph, CUgraphNode*, char*,
+                                      size_t) {
   return Instantiate(out, graph, 0);
 }
 
-RUBATO_SOFTGPU_API cuGraphInstantiate_v2(CUgraphExec* out, CUgraph graph, CUgraphNode*, char*, size_t) {
+RUBATO_SOFTGPU_API cuGraphInstantiate_v2(CUgraphExec* out, CUgraph graph, CUgraphNode*, char*,
+                                         size_t) {
   return Instantiate(out, graph, 0);
 }
 
-RUBATO_SOFTGPU_API cuGraphInstantiateWithParams(CUgraphExec* out, CUgraph graph, CUDA_GRAPH_INSTANTIATE_PARAMS* params) {
+RUBATO_SOFTGPU_API cuGraphInstantiateWithParams(CUgraphExec* out, CUgraph graph,
+                                                CUDA_GRAPH_INSTANTIATE_PARAMS* params) {
   if (params == nullptr) return CUDA_ERROR_INVALID_VALUE;
   const CUresult result = Instantiate(out, graph, params->flags);
   params->hErrNode_out = nullptr;
-  params->result_out = result == CUDA_SUCCESS ? CUDA_GRAPH_INSTANTIATE_SUCCESS : CUDA_GRAPH_INSTANTIATE_ERROR;
+  params->result_out =
+      result == CUDA_SUCCESS ? CUDA_GRAPH_INSTANTIATE_SUCCESS : CUDA_GRAPH_INSTANTIATE_ERROR;
   return result;
 }
 
@@ -932,11 +983,13 @@ RUBATO_SOFTGPU_API cuGraphLaunch(CUgraphExec exec, CUstream handle) {
   if (exec->dirty) Send(e, exec);
   const auto hosts = exec->has_host ? exec->hosts : nullptr;
   const uint32_t id = exec->id;
-  const std::atomic<uint64_t>& completed = e.device().shared()->streams[stream->slot].completed_count;
+  const std::atomic<uint64_t>& completed =
+      e.device().shared()->streams[stream->slot].completed_count;
   while (stream->submitted - completed.load(std::memory_order_acquire) >= kQueueDepth) {
     const uint64_t enough = stream->submitted - kQueueDepth / 2;
     e.lock().unlock();
-    const bool alive = e.device().WaitUntil([&] { return completed.load(std::memory_order_acquire) >= enough; });
+    const bool alive =
+        e.device().WaitUntil([&] { return completed.load(std::memory_order_acquire) >= enough; });
     e.lock().lock();
     if (!alive) return CUDA_ERROR_DEVICE_UNAVAILABLE;
     if (!Is(stream) || !Is(exec)) return CUDA_ERROR_INVALID_HANDLE;
@@ -944,8 +997,9 @@ RUBATO_SOFTGPU_API cuGraphLaunch(CUgraphExec exec, CUstream handle) {
   const uint64_t seq = e.device().next_seq();
   if (hosts != nullptr) {
     // Launches that have ended need their functions no more.
-    std::erase_if(e.driver().graph_calls,
-                  [&](const auto& entry) { return e.device().Done(entry.second.stream_slot, entry.first); });
+    std::erase_if(e.driver().graph_calls, [&](const auto& entry) {
+      return e.device().Done(entry.second.stream_slot, entry.first);
+    });
     e.driver().graph_calls[seq] = {hosts, stream->slot};
   }
   // Events that nodes record belong to this launch.
@@ -970,13 +1024,14 @@ RUBATO_SOFTGPU_API cuGraphExecKernelNodeSetParams(CUgraphExec exec, CUgraphNode 
   return SetExec(exec, node, CU_GRAPH_NODE_TYPE_KERNEL, &now);
 }
 
-RUBATO_SOFTGPU_API cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node, const CUDA_MEMCPY3D* params,
-                                                  CUcontext) {
+RUBATO_SOFTGPU_API cuGraphExecMemcpyNodeSetParams(CUgraphExec exec, CUgraphNode node,
+                                                  const CUDA_MEMCPY3D* params, CUcontext) {
   return SetExec(exec, node, CU_GRAPH_NODE_TYPE_MEMCPY, params);
 }
 
 RUBATO_SOFTGPU_API cuGraphExecMemsetNodeSetParams(CUgraphExec exec, CUgraphNode node,
-                                                  const CUDA_MEMSET_NODE_PARAMS* params, CUcontext) {
+                                                  const CUDA_MEMSET_NODE_PARAMS* params,
+                                                  CUcontext) {
   return SetExec(exec, node, CU_GRAPH_NODE_TYPE_MEMSET, params);
 }
 
@@ -992,7 +1047,8 @@ RUBATO_SOFTGPU_API cuGraphNodeSetEnabled(CUgraphExec exec, CUgraphNode node, uns
   const Work* work = FindWork(exec, node, &index);
   if (work == nullptr) return CUDA_ERROR_INVALID_VALUE;
   const CUgraphNodeType type = work->node_type;
-  if (type != CU_GRAPH_NODE_TYPE_KERNEL && type != CU_GRAPH_NODE_TYPE_MEMCPY && type != CU_GRAPH_NODE_TYPE_MEMSET) {
+  if (type != CU_GRAPH_NODE_TYPE_KERNEL && type != CU_GRAPH_NODE_TYPE_MEMCPY &&
+      type != CU_GRAPH_NODE_TYPE_MEMSET) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   exec->enabled[index] = enabled != 0;
@@ -1004,12 +1060,14 @@ RUBATO_SOFTGPU_API cuGraphNodeGetEnabled(CUgraphExec exec, CUgraphNode node, uns
   Entry e;
   if (e.failed()) return e.result();
   uint32_t index = 0;
-  if (enabled == nullptr || FindWork(exec, node, &index) == nullptr) return CUDA_ERROR_INVALID_VALUE;
+  if (enabled == nullptr || FindWork(exec, node, &index) == nullptr)
+    return CUDA_ERROR_INVALID_VALUE;
   *enabled = exec->enabled[index] ? 1 : 0;
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph, CUgraphExecUpdateResultInfo* info) {
+RUBATO_SOFTGPU_API cuGraphExecUpdate_v2(CUgraphExec exec, CUgraph graph,
+                                        CUgraphExecUpdateResultInfo* info) {
   Entry e;
   if (e.failed()) return e.result();
   if (!Is(exec) || !Is(graph) || info == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -1069,7 +1127,7 @@ RUBATO_SOFTGPU_API cuDeviceGraphMemTrim(CUdevice) {
 }
 
 #undef cuGraphAddNode
-RUBATO_SOFTGPU_API cuGraphAddNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs, size_t count,
-                                  CUgraphNodeParams* params) {
+RUBATO_SOFTGPU_API cuGraphAddNode(CUgraphNode* out, CUgraph graph, const CUgraphNode* needs,
+                                  size_t count, CUgraphNodeParams* params) {
   return cuGraphAddNode_v2(out, graph, needs, nullptr, count, params);
 }

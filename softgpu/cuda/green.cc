@@ -34,18 +34,23 @@ bool Read(const CUdevResource& resource, SmSpan* span) {
   return span->mark == kMark && span->count == resource.sm.smCount;
 }
 
-uint32_t SmCount(const Entry& e, CUdevice device) { return e.device().hello().info[static_cast<uint32_t>(device)].sm_count; }
+uint32_t SmCount(const Entry& e, CUdevice device) {
+  return e.device().hello().info[static_cast<uint32_t>(device)].sm_count;
+}
 
 bool ValidDevice(const Entry& e, CUdevice device) {
   return device >= 0 && static_cast<uint32_t>(device) < e.device().hello().devices;
 }
 
-bool IsGreen(CUgreenCtx green) { return green != nullptr && green->magic == Magic::kGreen; }
+bool IsGreen(CUgreenCtx green) {
+  return green != nullptr && green->magic == Magic::kGreen;
+}
 
 }  // namespace
 }  // namespace rubato::softgpu
 
-RUBATO_SOFTGPU_API cuDeviceGetDevResource(CUdevice device, CUdevResource* resource, CUdevResourceType type) {
+RUBATO_SOFTGPU_API cuDeviceGetDevResource(CUdevice device, CUdevResource* resource,
+                                          CUdevResourceType type) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (e.driver().settings.no_green) return CUDA_ERROR_NOT_SUPPORTED;
@@ -56,7 +61,8 @@ RUBATO_SOFTGPU_API cuDeviceGetDevResource(CUdevice device, CUdevResource* resour
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuCtxGetDevResource(CUcontext context, CUdevResource* resource, CUdevResourceType type) {
+RUBATO_SOFTGPU_API cuCtxGetDevResource(CUcontext context, CUdevResource* resource,
+                                       CUdevResourceType type) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (e.driver().settings.no_green) return CUDA_ERROR_NOT_SUPPORTED;
@@ -70,12 +76,15 @@ RUBATO_SOFTGPU_API cuCtxGetDevResource(CUcontext context, CUdevResource* resourc
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGreenCtxGetDevResource(CUgreenCtx green, CUdevResource* resource, CUdevResourceType type) {
-  return IsGreen(green) ? cuCtxGetDevResource(green->context, resource, type) : CUDA_ERROR_INVALID_VALUE;
+RUBATO_SOFTGPU_API cuGreenCtxGetDevResource(CUgreenCtx green, CUdevResource* resource,
+                                            CUdevResourceType type) {
+  return IsGreen(green) ? cuCtxGetDevResource(green->context, resource, type)
+                        : CUDA_ERROR_INVALID_VALUE;
 }
 
-RUBATO_SOFTGPU_API cuDevSmResourceSplitByCount(CUdevResource* groups, unsigned* count, const CUdevResource* input,
-                                               CUdevResource* remaining, unsigned flags, unsigned least) {
+RUBATO_SOFTGPU_API cuDevSmResourceSplitByCount(CUdevResource* groups, unsigned* count,
+                                               const CUdevResource* input, CUdevResource* remaining,
+                                               unsigned flags, unsigned least) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   SmSpan span;
@@ -103,7 +112,8 @@ RUBATO_SOFTGPU_API cuDevSmResourceSplitByCount(CUdevResource* groups, unsigned* 
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuDevResourceGenerateDesc(CUdevResourceDesc* out, CUdevResource* resources, unsigned count) {
+RUBATO_SOFTGPU_API cuDevResourceGenerateDesc(CUdevResourceDesc* out, CUdevResource* resources,
+                                             unsigned count) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (e.driver().settings.no_green) return CUDA_ERROR_NOT_SUPPORTED;
@@ -121,7 +131,8 @@ RUBATO_SOFTGPU_API cuDevResourceGenerateDesc(CUdevResourceDesc* out, CUdevResour
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGreenCtxCreate(CUgreenCtx* out, CUdevResourceDesc desc, CUdevice device, unsigned flags) {
+RUBATO_SOFTGPU_API cuGreenCtxCreate(CUgreenCtx* out, CUdevResourceDesc desc, CUdevice device,
+                                    unsigned flags) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (e.driver().settings.no_green) return CUDA_ERROR_NOT_SUPPORTED;
@@ -190,7 +201,8 @@ RUBATO_SOFTGPU_API cuGreenCtxGetId(CUgreenCtx green, unsigned long long* id) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuGreenCtxStreamCreate(CUstream* out, CUgreenCtx green, unsigned flags, int priority) {
+RUBATO_SOFTGPU_API cuGreenCtxStreamCreate(CUstream* out, CUgreenCtx green, unsigned flags,
+                                          int priority) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (out == nullptr || !IsGreen(green)) return CUDA_ERROR_INVALID_VALUE;

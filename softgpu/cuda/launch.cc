@@ -45,7 +45,9 @@ CUresult LoadImage(Entry& e, const void* image, bool library, CUmodule* out) {
   if (e.context() != nullptr) {
     for (const GlobalText& global : module->text.globals) {
       Memory memory;
-      if (CUresult r = AllocateDevice(e, e.context()->device, global.bytes, 0, MemoryKind::kDevice, &memory)) return r;
+      if (CUresult r =
+              AllocateDevice(e, e.context()->device, global.bytes, 0, MemoryKind::kDevice, &memory))
+        return r;
       module->globals[global.name] = {memory.address, global.bytes};
       FillRows(e, memory.address, 0, 0, 1, global.bytes, 1, nullptr);
     }
@@ -68,11 +70,14 @@ CUfunction FindFunction(CUmodule module, const char* name) {
   return nullptr;
 }
 
-wire::DeviceInfo InfoOf(const Entry& e) { return e.device().hello().info[static_cast<uint32_t>(e.context()->device)]; }
+wire::DeviceInfo InfoOf(const Entry& e) {
+  return e.device().hello().info[static_cast<uint32_t>(e.context()->device)];
+}
 
 uint32_t BlocksPerSm(const Entry& e, CUfunction function, unsigned threads, size_t shared_bytes) {
   const wire::DeviceInfo info = InfoOf(e);
-  SmSpec sm{info.threads_per_sm, info.registers_per_sm, info.shared_bytes_per_sm, info.blocks_per_sm};
+  SmSpec sm{info.threads_per_sm, info.registers_per_sm, info.shared_bytes_per_sm,
+            info.blocks_per_sm};
   KernelShape shape;
   shape.threads_per_block = threads;
   shape.registers_per_thread = function->text->registers;
@@ -107,8 +112,8 @@ CUresult FillKernel(Entry& e, CUfunction function, Work* work, void* const* valu
 }
 
 CUresult KernelWork(Entry& e, CUfunction function, const unsigned grid[3], const unsigned block[3],
-                    unsigned shared_bytes, void** params, void** extra, const KernelAttributes& attributes, bool keep,
-                    Work* work) {
+                    unsigned shared_bytes, void** params, void** extra,
+                    const KernelAttributes& attributes, bool keep, Work* work) {
   if (!Is(function)) return CUDA_ERROR_INVALID_HANDLE;
   const KernelText& text = *function->text;
   for (int i = 0; i < 3; ++i) {
@@ -118,7 +123,8 @@ CUresult KernelWork(Entry& e, CUfunction function, const unsigned grid[3], const
   const uint64_t threads = uint64_t{block[0]} * block[1] * block[2];
   if (threads > 1024) return CUDA_ERROR_INVALID_VALUE;
   if (uint64_t{grid[0]} * grid[1] * grid[2] > UINT32_MAX) return CUDA_ERROR_INVALID_VALUE;
-  if (shared_bytes > static_cast<unsigned>(std::max<int>(function->max_dynamic_shared, kStaticSharedLimit))) {
+  if (shared_bytes >
+      static_cast<unsigned>(std::max<int>(function->max_dynamic_shared, kStaticSharedLimit))) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   const uint32_t per_sm = BlocksPerSm(e, function, static_cast<unsigned>(threads), shared_bytes);
@@ -127,7 +133,8 @@ CUresult KernelWork(Entry& e, CUfunction function, const unsigned grid[3], const
   if (attributes.cooperative) {
     const CUcontext context = e.context();
     const uint64_t sms = context->green != nullptr ? context->green->sm_count : InfoOf(e).sm_count;
-    if (uint64_t{grid[0]} * grid[1] * grid[2] > per_sm * sms) return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
+    if (uint64_t{grid[0]} * grid[1] * grid[2] > per_sm * sms)
+      return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
   }
   const size_t count = text.params.size();
   void* from_buffer[256];
@@ -137,7 +144,8 @@ CUresult KernelWork(Entry& e, CUfunction function, const unsigned grid[3], const
     unsigned char* buffer = nullptr;
     size_t bytes = 0;
     for (size_t i = 0; extra[i] != CU_LAUNCH_PARAM_END; i += 2) {
-      if (extra[i] == CU_LAUNCH_PARAM_BUFFER_POINTER) buffer = static_cast<unsigned char*>(extra[i + 1]);
+      if (extra[i] == CU_LAUNCH_PARAM_BUFFER_POINTER)
+        buffer = static_cast<unsigned char*>(extra[i + 1]);
       if (extra[i] == CU_LAUNCH_PARAM_BUFFER_SIZE) bytes = *static_cast<size_t*>(extra[i + 1]);
     }
     if (buffer == nullptr || bytes < text.param_bytes) return CUDA_ERROR_INVALID_VALUE;
@@ -179,9 +187,9 @@ KernelAttributes ReadAttributes(const CUlaunchAttribute* list, unsigned count, b
   return attributes;
 }
 
-CUresult Launch(CUfunction function, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
-                CUstream handle, void** params, void** extra, const CUlaunchAttribute* list, unsigned count,
-                bool cooperative) {
+CUresult Launch(CUfunction function, const unsigned grid[3], const unsigned block[3],
+                unsigned shared_bytes, CUstream handle, void** params, void** extra,
+                const CUlaunchAttribute* list, unsigned count, bool cooperative) {
   Entry e;
   if (e.failed()) return e.result();
   CUstream stream;
@@ -193,7 +201,8 @@ CUresult Launch(CUfunction function, const unsigned grid[3], const unsigned bloc
   const bool capturing = stream->capture != nullptr;
   if (!function->loaded) {
     if (e.driver().settings.lazy_lock && !capturing) {
-      // The driver loads a kernel at its first launch, and that may wait for all work of the context.
+      // The driver loads a kernel at its first launch, and that may wait for all work of the
+      // context.
       if (CUresult r = WaitForContext(e, stream->context->root)) return r;
       if (!Is(function) || !Is(stream)) return CUDA_ERROR_INVALID_HANDLE;
     }
@@ -202,7 +211,8 @@ CUresult Launch(CUfunction function, const unsigned grid[3], const unsigned bloc
   KernelAttributes attributes = ReadAttributes(list, count, capturing);
   attributes.cooperative = attributes.cooperative || cooperative;
   Work work;
-  if (CUresult r = KernelWork(e, function, grid, block, shared_bytes, params, extra, attributes, capturing, &work)) {
+  if (CUresult r = KernelWork(e, function, grid, block, shared_bytes, params, extra, attributes,
+                              capturing, &work)) {
     return r;
   }
   if (capturing) {
@@ -227,11 +237,14 @@ RUBATO_SOFTGPU_API cuModuleLoadData(CUmodule* out, const void* image) {
   return LoadImage(e, image, false, out);
 }
 
-RUBATO_SOFTGPU_API cuModuleLoadDataEx(CUmodule* out, const void* image, unsigned, CUjit_option*, void**) {
+RUBATO_SOFTGPU_API cuModuleLoadDataEx(CUmodule* out, const void* image, unsigned, CUjit_option*,
+                                      void**) {
   return cuModuleLoadData(out, image);
 }
 
-RUBATO_SOFTGPU_API cuModuleLoadFatBinary(CUmodule* out, const void* image) { return cuModuleLoadData(out, image); }
+RUBATO_SOFTGPU_API cuModuleLoadFatBinary(CUmodule* out, const void* image) {
+  return cuModuleLoadData(out, image);
+}
 
 namespace {
 
@@ -296,7 +309,8 @@ RUBATO_SOFTGPU_API cuModuleGetLoadingMode(CUmoduleLoadingMode* mode) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUmodule module, const char* name) {
+RUBATO_SOFTGPU_API cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUmodule module,
+                                        const char* name) {
   Entry e;
   if (e.failed()) return e.result();
   if (name == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -308,15 +322,16 @@ RUBATO_SOFTGPU_API cuModuleGetGlobal_v2(CUdeviceptr* address, size_t* bytes, CUm
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuLibraryLoadData(CUlibrary* out, const void* code, CUjit_option*, void**, unsigned,
-                                     CUlibraryOption*, void**, unsigned) {
+RUBATO_SOFTGPU_API cuLibraryLoadData(CUlibrary* out, const void* code, CUjit_option*, void**,
+                                     unsigned, CUlibraryOption*, void**, unsigned) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   return LoadImage(e, code, true, reinterpret_cast<CUmodule*>(out));
 }
 
-RUBATO_SOFTGPU_API cuLibraryLoadFromFile(CUlibrary* out, const char* path, CUjit_option* a, void** b, unsigned c,
-                                         CUlibraryOption* o, void** p, unsigned q) {
+RUBATO_SOFTGPU_API cuLibraryLoadFromFile(CUlibrary* out, const char* path, CUjit_option* a,
+                                         void** b, unsigned c, CUlibraryOption* o, void** p,
+                                         unsigned q) {
   std::string text;
   if (!ReadFile(path, &text)) return CUDA_ERROR_FILE_NOT_FOUND;
   return cuLibraryLoadData(out, text.c_str(), a, b, c, o, p, q);
@@ -361,7 +376,8 @@ RUBATO_SOFTGPU_API cuLibraryGetModule(CUmodule* out, CUlibrary library) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuLibraryGetGlobal(CUdeviceptr* address, size_t* bytes, CUlibrary library, const char* name) {
+RUBATO_SOFTGPU_API cuLibraryGetGlobal(CUdeviceptr* address, size_t* bytes, CUlibrary library,
+                                      const char* name) {
   return cuModuleGetGlobal_v2(address, bytes, reinterpret_cast<CUmodule>(library), name);
 }
 
@@ -398,7 +414,8 @@ RUBATO_SOFTGPU_API cuKernelGetName(const char** out, CUkernel kernel) {
   return cuFuncGetName(out, reinterpret_cast<CUfunction>(kernel));
 }
 
-RUBATO_SOFTGPU_API cuFuncGetParamInfo(CUfunction function, size_t index, size_t* offset, size_t* bytes) {
+RUBATO_SOFTGPU_API cuFuncGetParamInfo(CUfunction function, size_t index, size_t* offset,
+                                      size_t* bytes) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(function)) return CUDA_ERROR_INVALID_HANDLE;
@@ -408,7 +425,8 @@ RUBATO_SOFTGPU_API cuFuncGetParamInfo(CUfunction function, size_t index, size_t*
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuKernelGetParamInfo(CUkernel kernel, size_t index, size_t* offset, size_t* bytes) {
+RUBATO_SOFTGPU_API cuKernelGetParamInfo(CUkernel kernel, size_t index, size_t* offset,
+                                        size_t* bytes) {
   return cuFuncGetParamInfo(reinterpret_cast<CUfunction>(kernel), index, offset, bytes);
 }
 
@@ -442,18 +460,31 @@ RUBATO_SOFTGPU_API cuFuncLoad(CUfunction function) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
+RUBATO_SOFTGPU_API cuFuncGetAttribute(int* value, CUfunction_attribute attribute,
+                                      CUfunction function) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (value == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (!Is(function)) return CUDA_ERROR_INVALID_HANDLE;
   switch (attribute) {
-    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
-    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES: *value = static_cast<int>(function->text->shared_bytes); break;
-    case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = static_cast<int>(function->text->registers); break;
-    case CU_FUNC_ATTRIBUTE_PTX_VERSION: *value = 60; break;
-    case CU_FUNC_ATTRIBUTE_BINARY_VERSION: *value = 90; break;
-    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: *value = function->max_dynamic_shared; break;
+    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
+      *value = 1024;
+      break;
+    case CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES:
+      *value = static_cast<int>(function->text->shared_bytes);
+      break;
+    case CU_FUNC_ATTRIBUTE_NUM_REGS:
+      *value = static_cast<int>(function->text->registers);
+      break;
+    case CU_FUNC_ATTRIBUTE_PTX_VERSION:
+      *value = 60;
+      break;
+    case CU_FUNC_ATTRIBUTE_BINARY_VERSION:
+      *value = 90;
+      break;
+    case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
+      *value = function->max_dynamic_shared;
+      break;
     default: {
       auto it = function->attributes.find(attribute);
       *value = it == function->attributes.end() ? 0 : it->second;
@@ -462,7 +493,8 @@ RUBATO_SOFTGPU_API cuFuncGetAttribute(int* value, CUfunction_attribute attribute
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+RUBATO_SOFTGPU_API cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute,
+                                      int value) {
   Entry e(Entry::Need::kInit);
   if (e.failed()) return e.result();
   if (!Is(function)) return CUDA_ERROR_INVALID_HANDLE;
@@ -475,11 +507,13 @@ RUBATO_SOFTGPU_API cuFuncSetAttribute(CUfunction function, CUfunction_attribute 
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuKernelGetAttribute(int* value, CUfunction_attribute attribute, CUkernel kernel, CUdevice) {
+RUBATO_SOFTGPU_API cuKernelGetAttribute(int* value, CUfunction_attribute attribute, CUkernel kernel,
+                                        CUdevice) {
   return cuFuncGetAttribute(value, attribute, reinterpret_cast<CUfunction>(kernel));
 }
 
-RUBATO_SOFTGPU_API cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel, CUdevice) {
+RUBATO_SOFTGPU_API cuKernelSetAttribute(CUfunction_attribute attribute, int value, CUkernel kernel,
+                                        CUdevice) {
   return cuFuncSetAttribute(reinterpret_cast<CUfunction>(kernel), attribute, value);
 }
 
@@ -493,24 +527,28 @@ RUBATO_SOFTGPU_API cuKernelSetCacheConfig(CUkernel kernel, CUfunc_cache config, 
   return cuFuncSetCacheConfig(reinterpret_cast<CUfunction>(kernel), config);
 }
 
-RUBATO_SOFTGPU_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, CUfunction function, int threads,
-                                                                        size_t shared_bytes, unsigned) {
+RUBATO_SOFTGPU_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+    int* blocks, CUfunction function, int threads, size_t shared_bytes, unsigned) {
   Entry e;
   if (e.failed()) return e.result();
   if (blocks == nullptr || threads <= 0) return CUDA_ERROR_INVALID_VALUE;
   if (!Is(function)) return CUDA_ERROR_INVALID_HANDLE;
-  *blocks = static_cast<int>(BlocksPerSm(e, function, static_cast<unsigned>(threads), shared_bytes));
+  *blocks =
+      static_cast<int>(BlocksPerSm(e, function, static_cast<unsigned>(threads), shared_bytes));
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction function, int threads,
-                                                               size_t shared_bytes) {
-  return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared_bytes, 0);
+RUBATO_SOFTGPU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction function,
+                                                               int threads, size_t shared_bytes) {
+  return cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads,
+                                                              shared_bytes, 0);
 }
 
-RUBATO_SOFTGPU_API cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid, int* block, CUfunction function,
-                                                             CUoccupancyB2DSize shared_of, size_t shared_bytes,
-                                                             int limit, unsigned) {
+RUBATO_SOFTGPU_API cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid, int* block,
+                                                             CUfunction function,
+                                                             CUoccupancyB2DSize shared_of,
+                                                             size_t shared_bytes, int limit,
+                                                             unsigned) {
   Entry e;
   if (e.failed()) return e.result();
   if (min_grid == nullptr || block == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -530,11 +568,14 @@ RUBATO_SOFTGPU_API cuOccupancyMaxPotentialBlockSizeWithFlags(int* min_grid, int*
 }
 
 RUBATO_SOFTGPU_API cuOccupancyMaxPotentialBlockSize(int* min_grid, int* block, CUfunction function,
-                                                    CUoccupancyB2DSize shared_of, size_t shared_bytes, int limit) {
-  return cuOccupancyMaxPotentialBlockSizeWithFlags(min_grid, block, function, shared_of, shared_bytes, limit, 0);
+                                                    CUoccupancyB2DSize shared_of,
+                                                    size_t shared_bytes, int limit) {
+  return cuOccupancyMaxPotentialBlockSizeWithFlags(min_grid, block, function, shared_of,
+                                                   shared_bytes, limit, 0);
 }
 
-RUBATO_SOFTGPU_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunction function, int blocks, int) {
+RUBATO_SOFTGPU_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunction function,
+                                                           int blocks, int) {
   Entry e;
   if (e.failed()) return e.result();
   if (bytes == nullptr || blocks <= 0) return CUDA_ERROR_INVALID_VALUE;
@@ -544,22 +585,26 @@ RUBATO_SOFTGPU_API cuOccupancyAvailableDynamicSMemPerBlock(size_t* bytes, CUfunc
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                                  unsigned bz, unsigned shared_bytes, CUstream stream, void** params, void** extra) {
+RUBATO_SOFTGPU_API cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz,
+                                  unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
+                                  CUstream stream, void** params, void** extra) {
   const unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
   return Launch(function, grid, block, shared_bytes, stream, params, extra, nullptr, 0, false);
 }
 
-RUBATO_SOFTGPU_API cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, void** params, void** extra) {
-  if (config == nullptr || (config->numAttrs > 0 && config->attrs == nullptr)) return CUDA_ERROR_INVALID_VALUE;
+RUBATO_SOFTGPU_API cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function,
+                                    void** params, void** extra) {
+  if (config == nullptr || (config->numAttrs > 0 && config->attrs == nullptr))
+    return CUDA_ERROR_INVALID_VALUE;
   const unsigned grid[3] = {config->gridDimX, config->gridDimY, config->gridDimZ};
   const unsigned block[3] = {config->blockDimX, config->blockDimY, config->blockDimZ};
-  return Launch(function, grid, block, config->sharedMemBytes, config->hStream, params, extra, config->attrs,
-                config->numAttrs, false);
+  return Launch(function, grid, block, config->sharedMemBytes, config->hStream, params, extra,
+                config->attrs, config->numAttrs, false);
 }
 
-RUBATO_SOFTGPU_API cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
-                                             unsigned by, unsigned bz, unsigned shared_bytes, CUstream stream,
+RUBATO_SOFTGPU_API cuLaunchCooperativeKernel(CUfunction function, unsigned gx, unsigned gy,
+                                             unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                                             unsigned shared_bytes, CUstream stream,
                                              void** params) {
   const unsigned grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
   return Launch(function, grid, block, shared_bytes, stream, params, nullptr, nullptr, 0, true);

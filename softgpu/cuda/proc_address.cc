@@ -6,8 +6,8 @@
 
 #include "softgpu/cuda/driver.h"
 
-// References by the symbols' own names, whatever the header's macros make of them. The library is linked so that they
-// bind to itself, not to an interposer.
+// References by the symbols' own names, whatever the header's macros make of them. The library is
+// linked so that they bind to itself, not to an interposer.
 #define ENTRY(name, symbol, version) extern "C" const char rubato_ref_##symbol[] __asm__(#symbol);
 #define ENTRY_PER_THREAD(name, symbol, version) ENTRY(name, symbol, version)
 #include "softgpu/cuda/entry_points.def"
@@ -26,7 +26,8 @@ struct EntryPoint {
 
 const EntryPoint kEntryPoints[] = {
 #define ENTRY(name, symbol, version) {#name, #symbol, rubato_ref_##symbol, version, false},
-#define ENTRY_PER_THREAD(name, symbol, version) {#name, #symbol, rubato_ref_##symbol, version, true},
+#define ENTRY_PER_THREAD(name, symbol, version) \
+  {#name, #symbol, rubato_ref_##symbol, version, true},
 #include "softgpu/cuda/entry_points.def"
 #undef ENTRY
 #undef ENTRY_PER_THREAD
@@ -55,7 +56,8 @@ const ErrorText* FindError(CUresult error) {
 
 RUBATO_SOFTGPU_API cuGetProcAddress_v2(const char* name, void** out, int version, cuuint64_t flags,
                                        CUdriverProcAddressQueryResult* status) {
-  const cuuint64_t known = CU_GET_PROC_ADDRESS_LEGACY_STREAM | CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
+  const cuuint64_t known =
+      CU_GET_PROC_ADDRESS_LEGACY_STREAM | CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
   if (name == nullptr || out == nullptr || (flags & ~known) != 0) return CUDA_ERROR_INVALID_VALUE;
   *out = nullptr;
   const bool per_thread = (flags & CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM) != 0;
@@ -73,7 +75,8 @@ RUBATO_SOFTGPU_API cuGetProcAddress_v2(const char* name, void** out, int version
   }
   if (best == nullptr) {
     if (status != nullptr) {
-      *status = name_known ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+      *status = name_known ? CU_GET_PROC_ADDRESS_VERSION_NOT_SUFFICIENT
+                           : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
     }
     return CUDA_ERROR_NOT_FOUND;
   }
@@ -106,7 +109,8 @@ RUBATO_SOFTGPU_API cuGetErrorString(CUresult error, const char** out) {
       const char* name = kErrors[i].name;
       if (strncmp(name, "CUDA_ERROR_", 11) == 0) name += 11;
       for (; *name != '\0'; ++name) {
-        (*words)[i] += *name == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(*name)));
+        (*words)[i] +=
+            *name == '_' ? ' ' : static_cast<char>(std::tolower(static_cast<unsigned char>(*name)));
       }
     }
     (*words)[0] = "no error";

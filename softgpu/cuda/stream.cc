@@ -16,13 +16,15 @@ CUresult QueryStream(Entry& e, CUstream stream) {
     Invalidate(stream->capture);
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   }
-  if (stream->last_seq != 0 && !e.device().Done(stream->slot, stream->last_seq)) return CUDA_ERROR_NOT_READY;
+  if (stream->last_seq != 0 && !e.device().Done(stream->slot, stream->last_seq))
+    return CUDA_ERROR_NOT_READY;
   return ContextStatus(stream->context);
 }
 
 bool EventDone(const Entry& e, CUevent event) {
   if (event->seq == 0) return true;
-  return e.device().shared()->events[event->slot].done_seq.load(std::memory_order_acquire) >= event->seq;
+  return e.device().shared()->events[event->slot].done_seq.load(std::memory_order_acquire) >=
+         event->seq;
 }
 
 CUresult NewEvent(Entry& e, unsigned flags, CUevent* out) {
@@ -74,8 +76,8 @@ CUresult RecordEvent(CUevent event, CUstream handle, unsigned flags) {
   return CUDA_SUCCESS;
 }
 
-CUresult WordOperation(CUstream handle, RecordType type, CUdeviceptr address, uint64_t value, uint32_t bits,
-                       unsigned flags) {
+CUresult WordOperation(CUstream handle, RecordType type, CUdeviceptr address, uint64_t value,
+                       uint32_t bits, unsigned flags) {
   Entry e;
   if (e.failed()) return e.result();
   if (e.driver().settings.no_memops) return CUDA_ERROR_NOT_SUPPORTED;
@@ -108,11 +110,14 @@ CUresult WordOperation(CUstream handle, RecordType type, CUdeviceptr address, ui
 RUBATO_SOFTGPU_API cuStreamCreateWithPriority(CUstream* out, unsigned flags, int priority) {
   Entry e;
   if (e.failed()) return e.result();
-  if (out == nullptr || (flags & ~unsigned{CU_STREAM_NON_BLOCKING}) != 0) return CUDA_ERROR_INVALID_VALUE;
+  if (out == nullptr || (flags & ~unsigned{CU_STREAM_NON_BLOCKING}) != 0)
+    return CUDA_ERROR_INVALID_VALUE;
   return NewStream(e, e.context(), flags, priority, false, false, out);
 }
 
-RUBATO_SOFTGPU_API cuStreamCreate(CUstream* out, unsigned flags) { return cuStreamCreateWithPriority(out, flags, 0); }
+RUBATO_SOFTGPU_API cuStreamCreate(CUstream* out, unsigned flags) {
+  return cuStreamCreateWithPriority(out, flags, 0);
+}
 
 RUBATO_SOFTGPU_API cuStreamDestroy_v2(CUstream stream) {
   Entry e(Entry::Need::kInit);
@@ -224,32 +229,44 @@ RUBATO_SOFTGPU_API cuStreamGetGreenCtx(CUstream handle, CUgreenCtx* green) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuStreamGetAttribute(CUstream handle, CUstreamAttrID attribute, CUstreamAttrValue* value) {
+RUBATO_SOFTGPU_API cuStreamGetAttribute(CUstream handle, CUstreamAttrID attribute,
+                                        CUstreamAttrValue* value) {
   Entry e;
   if (e.failed()) return e.result();
   CUstream stream;
   if (value == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (CUresult r = FindStream(e, handle, &stream)) return r;
   switch (static_cast<int>(attribute)) {
-    case CU_LAUNCH_ATTRIBUTE_PRIORITY: value->priority = stream->priority; return CUDA_SUCCESS;
-    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW: *value = stream->access_policy; return CUDA_SUCCESS;
+    case CU_LAUNCH_ATTRIBUTE_PRIORITY:
+      value->priority = stream->priority;
+      return CUDA_SUCCESS;
+    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
+      *value = stream->access_policy;
+      return CUDA_SUCCESS;
     case CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY:
       value->syncPolicy = static_cast<CUsynchronizationPolicy>(stream->sync_policy);
       return CUDA_SUCCESS;
-    default: return CUDA_ERROR_INVALID_VALUE;
+    default:
+      return CUDA_ERROR_INVALID_VALUE;
   }
 }
 
-RUBATO_SOFTGPU_API cuStreamSetAttribute(CUstream handle, CUstreamAttrID attribute, const CUstreamAttrValue* value) {
+RUBATO_SOFTGPU_API cuStreamSetAttribute(CUstream handle, CUstreamAttrID attribute,
+                                        const CUstreamAttrValue* value) {
   Entry e;
   if (e.failed()) return e.result();
   CUstream stream;
   if (value == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (CUresult r = FindStream(e, handle, &stream)) return r;
   switch (static_cast<int>(attribute)) {
-    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW: stream->access_policy = *value; return CUDA_SUCCESS;
-    case CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY: stream->sync_policy = value->syncPolicy; return CUDA_SUCCESS;
-    default: return CUDA_ERROR_INVALID_VALUE;
+    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW:
+      stream->access_policy = *value;
+      return CUDA_SUCCESS;
+    case CU_LAUNCH_ATTRIBUTE_SYNCHRONIZATION_POLICY:
+      stream->sync_policy = value->syncPolicy;
+      return CUDA_SUCCESS;
+    default:
+      return CUDA_ERROR_INVALID_VALUE;
   }
 }
 
@@ -298,7 +315,8 @@ RUBATO_SOFTGPU_API cuStreamWaitEvent(CUstream handle, CUevent event, unsigned fl
       stream->capture_tail.clear();
     }
     for (CUgraphNode node : event->capture_nodes) {
-      if (std::find(stream->capture_tail.begin(), stream->capture_tail.end(), node) == stream->capture_tail.end()) {
+      if (std::find(stream->capture_tail.begin(), stream->capture_tail.end(), node) ==
+          stream->capture_tail.end()) {
         stream->capture_tail.push_back(node);
       }
     }
@@ -339,7 +357,8 @@ RUBATO_SOFTGPU_API cuLaunchHostFunc(CUstream handle, CUhostFn fn, void* data) {
   return Enqueue(e, stream, std::move(work));
 }
 
-RUBATO_SOFTGPU_API cuStreamAddCallback(CUstream handle, CUstreamCallback callback, void* data, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamAddCallback(CUstream handle, CUstreamCallback callback, void* data,
+                                       unsigned flags) {
   Entry e;
   if (e.failed()) return e.result();
   if (callback == nullptr || flags != 0) return CUDA_ERROR_INVALID_VALUE;
@@ -362,7 +381,8 @@ RUBATO_SOFTGPU_API cuEventCreate(CUevent* out, unsigned flags) {
   if (e.failed()) return e.result();
   const unsigned known = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
   if (out == nullptr || (flags & ~known) != 0) return CUDA_ERROR_INVALID_VALUE;
-  if ((flags & CU_EVENT_INTERPROCESS) != 0 && (flags & CU_EVENT_DISABLE_TIMING) == 0) return CUDA_ERROR_INVALID_VALUE;
+  if ((flags & CU_EVENT_INTERPROCESS) != 0 && (flags & CU_EVENT_DISABLE_TIMING) == 0)
+    return CUDA_ERROR_INVALID_VALUE;
   return NewEvent(e, flags, out);
 }
 
@@ -376,7 +396,9 @@ RUBATO_SOFTGPU_API cuEventDestroy_v2(CUevent event) {
   return CUDA_SUCCESS;
 }
 
-RUBATO_SOFTGPU_API cuEventRecord(CUevent event, CUstream stream) { return RecordEvent(event, stream, 0); }
+RUBATO_SOFTGPU_API cuEventRecord(CUevent event, CUstream stream) {
+  return RecordEvent(event, stream, 0);
+}
 
 RUBATO_SOFTGPU_API cuEventRecordWithFlags(CUevent event, CUstream stream, unsigned flags) {
   if ((flags & ~unsigned{CU_EVENT_RECORD_EXTERNAL}) != 0) return CUDA_ERROR_INVALID_VALUE;
@@ -409,8 +431,9 @@ RUBATO_SOFTGPU_API cuEventSynchronize(CUevent event) {
     const uint64_t seq = event->seq;
     Connection& device = e.device();
     e.lock().unlock();
-    const bool alive = device.WaitUntil(
-        [&] { return device.shared()->events[slot].done_seq.load(std::memory_order_acquire) >= seq; });
+    const bool alive = device.WaitUntil([&] {
+      return device.shared()->events[slot].done_seq.load(std::memory_order_acquire) >= seq;
+    });
     e.lock().lock();
     if (!alive) return CUDA_ERROR_DEVICE_UNAVAILABLE;
   }
@@ -423,12 +446,14 @@ RUBATO_SOFTGPU_API cuEventElapsedTime_v2(float* ms, CUevent start, CUevent end) 
   if (ms == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (!Is(start) || !Is(end)) return CUDA_ERROR_INVALID_HANDLE;
   for (CUevent event : {start, end}) {
-    if (event->seq == 0 || (event->flags & CU_EVENT_DISABLE_TIMING) != 0) return CUDA_ERROR_INVALID_HANDLE;
+    if (event->seq == 0 || (event->flags & CU_EVENT_DISABLE_TIMING) != 0)
+      return CUDA_ERROR_INVALID_HANDLE;
     if (event->context->root != start->context->root) return CUDA_ERROR_INVALID_HANDLE;
     if (!EventDone(e, event)) return CUDA_ERROR_NOT_READY;
   }
   const auto& events = e.device().shared()->events;
-  *ms = static_cast<float>(static_cast<double>(events[end->slot].at_ns.load() - events[start->slot].at_ns.load()) / 1e6);
+  *ms = static_cast<float>(
+      static_cast<double>(events[end->slot].at_ns.load() - events[start->slot].at_ns.load()) / 1e6);
   return CUDA_SUCCESS;
 }
 
@@ -437,39 +462,48 @@ RUBATO_SOFTGPU_API cuEventElapsedTime(float* ms, CUevent start, CUevent end) {
   return cuEventElapsedTime_v2(ms, start, end);
 }
 
-RUBATO_SOFTGPU_API cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWriteValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_t value,
+                                           unsigned flags) {
   return WordOperation(stream, RecordType::kWriteWord, address, value, 32, flags);
 }
 
-RUBATO_SOFTGPU_API cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWriteValue64_v2(CUstream stream, CUdeviceptr address, cuuint64_t value,
+                                           unsigned flags) {
   return WordOperation(stream, RecordType::kWriteWord, address, value, 64, flags);
 }
 
-RUBATO_SOFTGPU_API cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWaitValue32_v2(CUstream stream, CUdeviceptr address, cuuint32_t value,
+                                          unsigned flags) {
   return WordOperation(stream, RecordType::kWaitWord, address, value, 32, flags);
 }
 
-RUBATO_SOFTGPU_API cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWaitValue64_v2(CUstream stream, CUdeviceptr address, cuuint64_t value,
+                                          unsigned flags) {
   return WordOperation(stream, RecordType::kWaitWord, address, value, 64, flags);
 }
 
-RUBATO_SOFTGPU_API cuStreamBatchMemOp_v2(CUstream stream, unsigned count, CUstreamBatchMemOpParams* ops, unsigned) {
+RUBATO_SOFTGPU_API cuStreamBatchMemOp_v2(CUstream stream, unsigned count,
+                                         CUstreamBatchMemOpParams* ops, unsigned) {
   if (ops == nullptr || count > 256) return CUDA_ERROR_INVALID_VALUE;
   for (unsigned i = 0; i < count; ++i) {
     CUresult r = CUDA_SUCCESS;
     const CUstreamBatchMemOpParams& op = ops[i];
     switch (op.operation) {
       case CU_STREAM_MEM_OP_WRITE_VALUE_32:
-        r = cuStreamWriteValue32_v2(stream, op.writeValue.address, op.writeValue.value, op.writeValue.flags);
+        r = cuStreamWriteValue32_v2(stream, op.writeValue.address, op.writeValue.value,
+                                    op.writeValue.flags);
         break;
       case CU_STREAM_MEM_OP_WRITE_VALUE_64:
-        r = cuStreamWriteValue64_v2(stream, op.writeValue.address, op.writeValue.value64, op.writeValue.flags);
+        r = cuStreamWriteValue64_v2(stream, op.writeValue.address, op.writeValue.value64,
+                                    op.writeValue.flags);
         break;
       case CU_STREAM_MEM_OP_WAIT_VALUE_32:
-        r = cuStreamWaitValue32_v2(stream, op.waitValue.address, op.waitValue.value, op.waitValue.flags);
+        r = cuStreamWaitValue32_v2(stream, op.waitValue.address, op.waitValue.value,
+                                   op.waitValue.flags);
         break;
       case CU_STREAM_MEM_OP_WAIT_VALUE_64:
-        r = cuStreamWaitValue64_v2(stream, op.waitValue.address, op.waitValue.value64, op.waitValue.flags);
+        r = cuStreamWaitValue64_v2(stream, op.waitValue.address, op.waitValue.value64,
+                                   op.waitValue.flags);
         break;
       case CU_STREAM_MEM_OP_BARRIER:
       case CU_STREAM_MEM_OP_FLUSH_REMOTE_WRITES:
@@ -487,18 +521,23 @@ RUBATO_SOFTGPU_API cuStreamBatchMemOp_v2(CUstream stream, unsigned count, CUstre
 #undef cuStreamWaitValue32
 #undef cuStreamWaitValue64
 #undef cuStreamBatchMemOp
-RUBATO_SOFTGPU_API cuStreamWriteValue32(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWriteValue32(CUstream stream, CUdeviceptr address, cuuint32_t value,
+                                        unsigned flags) {
   return WordOperation(stream, RecordType::kWriteWord, address, value, 32, flags);
 }
-RUBATO_SOFTGPU_API cuStreamWriteValue64(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWriteValue64(CUstream stream, CUdeviceptr address, cuuint64_t value,
+                                        unsigned flags) {
   return WordOperation(stream, RecordType::kWriteWord, address, value, 64, flags);
 }
-RUBATO_SOFTGPU_API cuStreamWaitValue32(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWaitValue32(CUstream stream, CUdeviceptr address, cuuint32_t value,
+                                       unsigned flags) {
   return WordOperation(stream, RecordType::kWaitWord, address, value, 32, flags);
 }
-RUBATO_SOFTGPU_API cuStreamWaitValue64(CUstream stream, CUdeviceptr address, cuuint64_t value, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamWaitValue64(CUstream stream, CUdeviceptr address, cuuint64_t value,
+                                       unsigned flags) {
   return WordOperation(stream, RecordType::kWaitWord, address, value, 64, flags);
 }
-RUBATO_SOFTGPU_API cuStreamBatchMemOp(CUstream stream, unsigned count, CUstreamBatchMemOpParams* ops, unsigned flags) {
+RUBATO_SOFTGPU_API cuStreamBatchMemOp(CUstream stream, unsigned count,
+                                      CUstreamBatchMemOpParams* ops, unsigned flags) {
   return cuStreamBatchMemOp_v2(stream, count, ops, flags);
 }

@@ -15,9 +15,9 @@
 #include "softgpu/cuda/twins.def"
 #undef TWIN
 
-#define TWIN(name, suffix, parameters, arguments)   \
-  RUBATO_SOFTGPU_API name##suffix parameters {      \
-    const rubato::softgpu::PerThreadDefault twin;   \
-    return name arguments;                          \
+#define TWIN(name, suffix, parameters, arguments) \
+  RUBATO_SOFTGPU_API name##suffix parameters {    \
+    const rubato::softgpu::PerThreadDefault twin; \
+    return name arguments;                        \
   }
 #include "softgpu/cuda/twins.def"

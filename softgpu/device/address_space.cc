@@ -37,7 +37,8 @@ void AddressSpace::Unmap(uint64_t address) {
 bool AddressSpace::MapShared(uint64_t address, uint64_t bytes, int fd, uint64_t offset) {
   const uint64_t skip = offset % kPage;
   if (bytes == 0 || bytes > (1ull << 46)) return false;
-  void* map = mmap(nullptr, bytes + skip, PROT_READ | PROT_WRITE, MAP_SHARED, fd, static_cast<off_t>(offset - skip));
+  void* map = mmap(nullptr, bytes + skip, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                   static_cast<off_t>(offset - skip));
   if (map == MAP_FAILED) return false;
   Unmap(address);
   ranges_[address] = {bytes, static_cast<unsigned char*>(map) + skip, map, bytes + skip};
@@ -77,7 +78,8 @@ bool AddressSpace::Read(uint64_t address, void* out, size_t bytes) const {
     }
     if (Faults(address)) return false;
     auto next = ranges_.upper_bound(address);
-    const size_t n = next == ranges_.end() ? bytes : std::min<uint64_t>(bytes, next->first - address);
+    const size_t n =
+        next == ranges_.end() ? bytes : std::min<uint64_t>(bytes, next->first - address);
     iovec mine{to, n};
     iovec theirs{reinterpret_cast<void*>(address), n};
     if (process_vm_readv(pid_, &mine, 1, &theirs, 1, 0) != static_cast<ssize_t>(n)) return false;
@@ -98,7 +100,8 @@ bool AddressSpace::Write(uint64_t address, const void* in, size_t bytes) {
     }
     if (Faults(address)) return false;
     auto next = ranges_.upper_bound(address);
-    const size_t n = next == ranges_.end() ? bytes : std::min<uint64_t>(bytes, next->first - address);
+    const size_t n =
+        next == ranges_.end() ? bytes : std::min<uint64_t>(bytes, next->first - address);
     iovec mine{const_cast<unsigned char*>(from), n};
     iovec theirs{reinterpret_cast<void*>(address), n};
     if (process_vm_writev(pid_, &mine, 1, &theirs, 1, 0) != static_cast<ssize_t>(n)) return false;
@@ -129,7 +132,8 @@ bool AddressSpace::StoreWord(uint64_t address, uint64_t value, uint32_t bits) {
   unsigned char* local = Local(address, bits / 8);
   if (local == nullptr) return Write(address, &value, bits / 8);
   if (bits == 32) {
-    __atomic_store_n(reinterpret_cast<uint32_t*>(local), static_cast<uint32_t>(value), __ATOMIC_RELEASE);
+    __atomic_store_n(reinterpret_cast<uint32_t*>(local), static_cast<uint32_t>(value),
+                     __ATOMIC_RELEASE);
   } else {
     __atomic_store_n(reinterpret_cast<uint64_t*>(local), value, __ATOMIC_RELEASE);
   }

@@ -1,9 +1,10 @@
-// What the addresses of one client mean to the device: device memory, host memory it shares, or host memory that
-// only the kernel can reach for us while the client lives.
+// What the addresses of one client mean to the device: device memory, host memory it shares, or
+// host memory that only the kernel can reach for us while the client lives.
 //
-// Device memory must have been mapped; anything else is taken for host memory. Registered host memory that lies in a
-// shared file mapping is mapped here too, so the device writes to it after its owner's death, as a GPU does. Used by
-// the device's one thread. Addresses come from tenants: every access is bounds-checked against the mappings.
+// Device memory must have been mapped; anything else is taken for host memory. Registered host
+// memory that lies in a shared file mapping is mapped here too, so the device writes to it after
+// its owner's death, as a GPU does. Used by the device's one thread. Addresses come from tenants:
+// every access is bounds-checked against the mappings.
 #ifndef SOFTGPU_DEVICE_ADDRESS_SPACE_H_
 #define SOFTGPU_DEVICE_ADDRESS_SPACE_H_
 
@@ -29,8 +30,8 @@ class AddressSpace {
   // Where host pointers can never lie: device memory that is not mapped faults here.
   void Reserve(uint64_t address, uint64_t bytes) { windows_[address] = bytes; }
 
-  // Registered host memory in the file behind `fd`; false if it cannot be mapped for writing, in which case it is
-  // reached through the client's process. Does not keep the fd.
+  // Registered host memory in the file behind `fd`; false if it cannot be mapped for writing, in
+  // which case it is reached through the client's process. Does not keep the fd.
   bool MapShared(uint64_t address, uint64_t bytes, int fd, uint64_t offset);
 
   // All false on a fault; what was done until then stays done.

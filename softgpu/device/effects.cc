@@ -19,7 +19,8 @@ uint32_t Mix(uint32_t x, uint32_t key, uint32_t index) {
   return x + index;
 }
 
-// Calls f(out words, in words, first index, n) for pieces of both arrays and stores what it left in `out`.
+// Calls f(out words, in words, first index, n) for pieces of both arrays and stores what it left in
+// `out`.
 template <typename F>
 bool ForWords(AddressSpace* space, uint64_t out, uint64_t in, uint64_t count, bool read_out, F f) {
   std::vector<uint32_t> a(std::min(count, kChunk)), b(a.size());
@@ -37,32 +38,37 @@ bool ForWords(AddressSpace* space, uint64_t out, uint64_t in, uint64_t count, bo
 }  // namespace
 
 bool Apply(const wire::KernelBody& kernel, AddressSpace* space) {
-  const uint64_t out = kernel.args[0], in = kernel.args[1], count = kernel.args[2], key = kernel.args[3];
+  const uint64_t out = kernel.args[0], in = kernel.args[1], count = kernel.args[2],
+                 key = kernel.args[3];
   switch (kernel.effect) {
     case wire::Effect::kNone:
     case wire::Effect::kWait:
       return true;
     case wire::Effect::kHash:
-      return ForWords(space, out, in, count, false, [&](uint32_t* a, const uint32_t* b, uint64_t at, uint64_t n) {
-        for (uint64_t i = 0; i < n; ++i) a[i] = Mix(b[i], static_cast<uint32_t>(key), static_cast<uint32_t>(at + i));
-      });
+      return ForWords(space, out, in, count, false,
+                      [&](uint32_t* a, const uint32_t* b, uint64_t at, uint64_t n) {
+                        for (uint64_t i = 0; i < n; ++i)
+                          a[i] =
+                              Mix(b[i], static_cast<uint32_t>(key), static_cast<uint32_t>(at + i));
+                      });
     case wire::Effect::kCopy:
-      return ForWords(space, out, in, count, false, [&](uint32_t* a, const uint32_t* b, uint64_t, uint64_t n) {
-        std::memcpy(a, b, n * 4);
-      });
+      return ForWords(
+          space, out, in, count, false,
+          [&](uint32_t* a, const uint32_t* b, uint64_t, uint64_t n) { std::memcpy(a, b, n * 4); });
     case wire::Effect::kAxpy:
-      return ForWords(space, out, in, count, true, [&](uint32_t* a, const uint32_t* b, uint64_t, uint64_t n) {
-        float factor;
-        const uint32_t bits = static_cast<uint32_t>(key);
-        std::memcpy(&factor, &bits, 4);
-        for (uint64_t i = 0; i < n; ++i) {
-          float y, x;
-          std::memcpy(&y, &a[i], 4);
-          std::memcpy(&x, &b[i], 4);
-          y = factor * x + y;
-          std::memcpy(&a[i], &y, 4);
-        }
-      });
+      return ForWords(space, out, in, count, true,
+                      [&](uint32_t* a, const uint32_t* b, uint64_t, uint64_t n) {
+                        float factor;
+                        const uint32_t bits = static_cast<uint32_t>(key);
+                        std::memcpy(&factor, &bits, 4);
+                        for (uint64_t i = 0; i < n; ++i) {
+                          float y, x;
+                          std::memcpy(&y, &a[i], 4);
+                          std::memcpy(&x, &b[i], 4);
+                          y = factor * x + y;
+                          std::memcpy(&a[i], &y, 4);
+                        }
+                      });
     case wire::Effect::kStore:
       return space->StoreWord(out, key, 32);
     case wire::Effect::kAdd: {
@@ -98,7 +104,8 @@ bool Apply(const wire::FillBody& fill, AddressSpace* space) {
   const uint32_t size = fill.element_bytes;
   if (size != 1 && size != 2 && size != 4) return false;
   std::vector<unsigned char> row(std::min<uint64_t>(fill.width * size, 1u << 20));
-  for (size_t i = 0; i < row.size(); ++i) row[i] = static_cast<unsigned char>(fill.value >> (8 * (i % size)));
+  for (size_t i = 0; i < row.size(); ++i)
+    row[i] = static_cast<unsigned char>(fill.value >> (8 * (i % size)));
   for (uint64_t y = 0; y < fill.height; ++y) {
     const uint64_t to = fill.dst + y * fill.pitch;
     for (uint64_t x = 0; x < fill.width * size;) {
@@ -119,17 +126,25 @@ bool Satisfied(const wire::WordBody& word, const AddressSpace& space, bool* faul
   if (word.bits != 64) {
     const uint32_t have = static_cast<uint32_t>(now), want = static_cast<uint32_t>(word.value);
     switch (word.compare & 3) {
-      case 0: return static_cast<int32_t>(have - want) >= 0;
-      case 1: return have == want;
-      case 2: return (have & want) != 0;
-      default: return ~(have | want) != 0;
+      case 0:
+        return static_cast<int32_t>(have - want) >= 0;
+      case 1:
+        return have == want;
+      case 2:
+        return (have & want) != 0;
+      default:
+        return ~(have | want) != 0;
     }
   }
   switch (word.compare & 3) {
-    case 0: return static_cast<int64_t>(now - word.value) >= 0;
-    case 1: return now == word.value;
-    case 2: return (now & word.value) != 0;
-    default: return ~(now | word.value) != 0;
+    case 0:
+      return static_cast<int64_t>(now - word.value) >= 0;
+    case 1:
+      return now == word.value;
+    case 2:
+      return (now & word.value) != 0;
+    default:
+      return ~(now | word.value) != 0;
   }
 }
 

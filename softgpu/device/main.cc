@@ -1,8 +1,9 @@
 // rubato-softgpu: the process in which the software GPU lives.
 //
-// Usually started by the first program that loads a stand-in (--daemon), ended by itself when the last has been gone
-// for a while. Tests start it in the foreground with --with-parent, so that it cannot outlive them. Under the name
-// nvidia-cuda-mps-control, or with --mps-control, it is the stand-in for that program instead.
+// Usually started by the first program that loads a stand-in (--daemon), ended by itself when the
+// last has been gone for a while. Tests start it in the foreground with --with-parent, so that it
+// cannot outlive them. Under the name nvidia-cuda-mps-control, or with --mps-control, it is the
+// stand-in for that program instead.
 #include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
@@ -34,9 +35,8 @@ struct Home {
   std::string lock_path;
 };
 
-
-// Removes the socket while nobody can be starting another device. A program that connected in the meantime finds the
-// connection closed and starts anew.
+// Removes the socket while nobody can be starting another device. A program that connected in the
+// meantime finds the connection closed and starts anew.
 bool LeaveHome(void* argument) {
   const Home* home = static_cast<const Home*>(argument);
   const int lock = open(home->lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -51,23 +51,28 @@ int Listen(const Home& home) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (home.socket_path.size() >= sizeof address.sun_path) {
-    fprintf(stderr, "rubato-softgpu: %s is too long for a socket; set RUBATO_SOFTGPU_DIR to a shorter one\n",
-            home.directory.c_str());
+    fprintf(
+        stderr,
+        "rubato-softgpu: %s is too long for a socket; set RUBATO_SOFTGPU_DIR to a shorter one\n",
+        home.directory.c_str());
     return -1;
   }
   std::memcpy(address.sun_path, home.socket_path.c_str(), home.socket_path.size() + 1);
   const int probe = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   if (probe >= 0 && connect(probe, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) {
     close(probe);
-    fprintf(stderr, "rubato-softgpu: one is already running in %s; stop it or set RUBATO_SOFTGPU_DIR\n",
+    fprintf(stderr,
+            "rubato-softgpu: one is already running in %s; stop it or set RUBATO_SOFTGPU_DIR\n",
             home.directory.c_str());
     return -1;
   }
   if (probe >= 0) close(probe);
   unlink(home.socket_path.c_str());
   const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0 || bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || listen(fd, 128) != 0) {
-    fprintf(stderr, "rubato-softgpu: cannot listen on %s: %s\n", home.socket_path.c_str(), strerror(errno));
+  if (fd < 0 || bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
+      listen(fd, 128) != 0) {
+    fprintf(stderr, "rubato-softgpu: cannot listen on %s: %s\n", home.socket_path.c_str(),
+            strerror(errno));
     if (fd >= 0) close(fd);
     return -1;
   }
@@ -85,13 +90,20 @@ int Main(int argc, char** argv) {
   home.directory = DefaultDirectory();
   for (int c; (c = getopt_long(argc, argv, "", options, nullptr)) != -1;) {
     switch (c) {
-      case 'd': home.directory = optarg; break;
-      case 'b': daemon = true; break;
-      case 'p': with_parent = true; break;
+      case 'd':
+        home.directory = optarg;
+        break;
+      case 'b':
+        daemon = true;
+        break;
+      case 'p':
+        with_parent = true;
+        break;
       case 'h':
-        printf("usage: rubato-softgpu [--dir DIRECTORY] [--daemon | --with-parent]\n"
-               "       rubato-softgpu --mps-control [-d | -f]     (commands on standard input)\n"
-               "The software GPU; settings come from RUBATO_SOFTGPU_* variables.\n");
+        printf(
+            "usage: rubato-softgpu [--dir DIRECTORY] [--daemon | --with-parent]\n"
+            "       rubato-softgpu --mps-control [-d | -f]     (commands on standard input)\n"
+            "The software GPU; settings come from RUBATO_SOFTGPU_* variables.\n");
         return 0;
       default:
         return 2;
@@ -100,8 +112,8 @@ int Main(int argc, char** argv) {
   home.socket_path = home.directory + "/device.sock";
   home.lock_path = home.directory + "/device.lock";
   if (mkdir(home.directory.c_str(), 0700) != 0 && errno != EEXIST) {
-    fprintf(stderr, "rubato-softgpu: cannot make %s: %s; set RUBATO_SOFTGPU_DIR\n", home.directory.c_str(),
-            strerror(errno));
+    fprintf(stderr, "rubato-softgpu: cannot make %s: %s; set RUBATO_SOFTGPU_DIR\n",
+            home.directory.c_str(), strerror(errno));
     return 1;
   }
   if (with_parent) {
@@ -147,13 +159,16 @@ int Main(int argc, char** argv) {
       }
       server.Run(LeaveHome, &home);
     } else {
-      fprintf(stderr, "rubato-softgpu: cannot make the device's memory; lower RUBATO_SOFTGPU_MEMORY_BYTES\n");
+      fprintf(
+          stderr,
+          "rubato-softgpu: cannot make the device's memory; lower RUBATO_SOFTGPU_MEMORY_BYTES\n");
       status = 1;
     }
   }
   // After a stop by signal; after an idle end the path may already be a successor's.
   signalfd_siginfo info;
-  if (read(stop, &info, sizeof info) == static_cast<ssize_t>(sizeof info)) unlink(home.socket_path.c_str());
+  if (read(stop, &info, sizeof info) == static_cast<ssize_t>(sizeof info))
+    unlink(home.socket_path.c_str());
   close(listener);
   return status;
 }
@@ -163,7 +178,8 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   const std::string name = argc > 0 ? argv[0] : "";
-  const bool as_control = name.size() >= 23 && name.compare(name.size() - 23, 23, "nvidia-cuda-mps-control") == 0;
+  const bool as_control =
+      name.size() >= 23 && name.compare(name.size() - 23, 23, "nvidia-cuda-mps-control") == 0;
   if (as_control || (argc > 1 && std::string(argv[1]) == "--mps-control")) {
     return rubato::softgpu::MpsControlMain(argc, argv);
   }

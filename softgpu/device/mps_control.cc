@@ -47,7 +47,8 @@ std::string Ask(const std::string& directory, const std::string& command) {
   if (fd < 0) return "";
   char answer[256];
   ssize_t n = -1;
-  if (send(fd, command.data(), command.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(command.size())) {
+  if (send(fd, command.data(), command.size(), MSG_NOSIGNAL) ==
+      static_cast<ssize_t>(command.size())) {
     n = recv(fd, answer, sizeof answer, 0);
   }
   close(fd);
@@ -64,7 +65,8 @@ int Serve(const std::string& directory, int listener, int ready_fd) {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   // Names this server for as long as it lives; another start is another server.
-  const uint64_t number = (static_cast<uint64_t>(getpid()) << 32 | static_cast<uint32_t>(t.tv_nsec)) | 1;
+  const uint64_t number =
+      (static_cast<uint64_t>(getpid()) << 32 | static_cast<uint32_t>(t.tv_nsec)) | 1;
   const std::string pid_file = directory + "/nvidia-cuda-mps-control.pid";
   if (FILE* f = fopen(pid_file.c_str(), "we")) {
     fprintf(f, "%d\n", static_cast<int>(getpid()));
@@ -107,7 +109,9 @@ int Serve(const std::string& directory, int listener, int ready_fd) {
 
 int StartDaemon(const std::string& directory, bool foreground) {
   if (mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) {
-    fprintf(stderr, "mps-control: cannot make %s: %s; set CUDA_MPS_PIPE_DIRECTORY to a directory you may write\n",
+    fprintf(stderr,
+            "mps-control: cannot make %s: %s; set CUDA_MPS_PIPE_DIRECTORY to a directory you may "
+            "write\n",
             directory.c_str(), strerror(errno));
     return 1;
   }
@@ -117,7 +121,8 @@ int StartDaemon(const std::string& directory, bool foreground) {
   }
   sockaddr_un address;
   if (!AddressOf(directory, &address)) {
-    fprintf(stderr, "mps-control: %s is too long for a socket; use a shorter directory\n", directory.c_str());
+    fprintf(stderr, "mps-control: %s is too long for a socket; use a shorter directory\n",
+            directory.c_str());
     return 1;
   }
   unlink(address.sun_path);
@@ -167,7 +172,8 @@ int MpsControlMain(int argc, char** argv) {
     } else if (arg == "-f") {
       foreground = true;
     } else {
-      fprintf(stderr, "mps-control: unknown option %s; use -d, -f, or commands on standard input\n", argv[i]);
+      fprintf(stderr, "mps-control: unknown option %s; use -d, -f, or commands on standard input\n",
+              argv[i]);
       return 2;
     }
   }

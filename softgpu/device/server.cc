@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <climits>
+#include <cmath>
 #include <cstdarg>
 #include <cstring>
 #include <deque>
@@ -31,22 +31,33 @@ using wire::RecordType;
 
 namespace {
 
-constexpr int64_t kPollNs = 50'000;   // Words that the host may write are looked at this often.
-constexpr int64_t kSpinNs = 15'000;   // Events nearer than this are not worth a sleep.
+constexpr int64_t kPollNs = 50'000;  // Words that the host may write are looked at this often.
+constexpr int64_t kSpinNs = 15'000;  // Events nearer than this are not worth a sleep.
 
 const char* TypeName(RecordType type) {
   switch (type) {
-    case RecordType::kKernel: return "kernel";
-    case RecordType::kCopy: return "copy";
-    case RecordType::kFill: return "fill";
-    case RecordType::kWriteWord: return "write";
-    case RecordType::kWaitWord: return "wait";
-    case RecordType::kEvent: return "event";
-    case RecordType::kJoin: return "join";
-    case RecordType::kHostCall: return "call";
-    case RecordType::kFree: return "free";
-    case RecordType::kGraphLaunch: return "graph";
-    default: return "other";
+    case RecordType::kKernel:
+      return "kernel";
+    case RecordType::kCopy:
+      return "copy";
+    case RecordType::kFill:
+      return "fill";
+    case RecordType::kWriteWord:
+      return "write";
+    case RecordType::kWaitWord:
+      return "wait";
+    case RecordType::kEvent:
+      return "event";
+    case RecordType::kJoin:
+      return "join";
+    case RecordType::kHostCall:
+      return "call";
+    case RecordType::kFree:
+      return "free";
+    case RecordType::kGraphLaunch:
+      return "graph";
+    default:
+      return "other";
   }
 }
 
@@ -143,13 +154,16 @@ class Server::Device : public GpuListener {
   void OnFinish(const OpRef& op, int64_t at_ns, bool cancelled) override {
     server_->Finished(this, op, at_ns, cancelled);
   }
-  void OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_t blocks, uint32_t first, uint32_t last) override;
+  void OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_t blocks, uint32_t first,
+                uint32_t last) override;
   void OnSwitch(uint32_t from_group, uint32_t to_group, int64_t from, int64_t to) override {
     if (server_->log_ == nullptr) return;
-    server_->Log("{\"kind\":\"switch\",\"device\":%u,\"from_group\":%u,\"to_group\":%u,\"model_from_ns\":%lld,"
-                 "\"model_to_ns\":%lld,\"host_from_ns\":%lld,\"host_to_ns\":%lld}\n",
-                 index_, from_group, to_group, static_cast<long long>(from), static_cast<long long>(to),
-                 static_cast<long long>(server_->ToReal(from)), static_cast<long long>(server_->ToReal(to)));
+    server_->Log(
+        "{\"kind\":\"switch\",\"device\":%u,\"from_group\":%u,\"to_group\":%u,\"model_from_ns\":%"
+        "lld,"
+        "\"model_to_ns\":%lld,\"host_from_ns\":%lld,\"host_to_ns\":%lld}\n",
+        index_, from_group, to_group, static_cast<long long>(from), static_cast<long long>(to),
+        static_cast<long long>(server_->ToReal(from)), static_cast<long long>(server_->ToReal(to)));
   }
   const LiveRecord* RecordOf(const OpRef& op) const {
     auto it = live.find(op.op);
@@ -171,8 +185,8 @@ class Server::Device : public GpuListener {
   std::unordered_map<uint64_t, int64_t> node_started;  // Keyed by op and node, for the log.
 };
 
-void Server::Device::OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_t blocks, uint32_t first,
-                              uint32_t last) {
+void Server::Device::OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_t blocks,
+                              uint32_t first, uint32_t last) {
   if (server_->log_ == nullptr || from == to) return;
   const LiveRecord* record = RecordOf(op);
   auto whole = live.find(op.op);
@@ -180,14 +194,16 @@ void Server::Device::OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_
   auto client = server_->clients_.find(whole->second.client);
   if (client == server_->clients_.end()) return;
   server_->Log(
-      "{\"kind\":\"blocks\",\"type\":\"%s\",\"name\":\"%s\",\"pid\":%d,\"device\":%u,\"context\":%u,\"stream\":%u,"
-      "\"seq\":%llu,\"node\":%d,\"blocks\":%u,\"first_sm\":%u,\"last_sm\":%u,\"model_from_ns\":%lld,"
+      "{\"kind\":\"blocks\",\"type\":\"%s\",\"name\":\"%s\",\"pid\":%d,\"device\":%u,\"context\":%"
+      "u,\"stream\":%u,"
+      "\"seq\":%llu,\"node\":%d,\"blocks\":%u,\"first_sm\":%u,\"last_sm\":%u,\"model_from_ns\":%"
+      "lld,"
       "\"model_to_ns\":%lld,\"host_from_ns\":%lld,\"host_to_ns\":%lld}\n",
-      TypeName(record->type), server_->NameOf(*client->second, *record), client->second->pid, index_, op.context,
-      whole->second.stream, static_cast<unsigned long long>(whole->second.seq),
-      op.node == kWholeOp ? -1 : static_cast<int>(op.node), blocks, first, last, static_cast<long long>(from),
-      static_cast<long long>(to), static_cast<long long>(server_->ToReal(from)),
-      static_cast<long long>(server_->ToReal(to)));
+      TypeName(record->type), server_->NameOf(*client->second, *record), client->second->pid,
+      index_, op.context, whole->second.stream, static_cast<unsigned long long>(whole->second.seq),
+      op.node == kWholeOp ? -1 : static_cast<int>(op.node), blocks, first, last,
+      static_cast<long long>(from), static_cast<long long>(to),
+      static_cast<long long>(server_->ToReal(from)), static_cast<long long>(server_->ToReal(to)));
 }
 
 Server::Server(const Settings& settings, int listener, int stop_fd)
@@ -221,12 +237,15 @@ int64_t Server::RealNow() const {
 
 int64_t Server::ToModel(int64_t real_ns) const {
   const int64_t since = real_ns - base_ns_;
-  return settings_.dilation == 1.0 ? since : static_cast<int64_t>(static_cast<double>(since) / settings_.dilation);
+  return settings_.dilation == 1.0
+             ? since
+             : static_cast<int64_t>(static_cast<double>(since) / settings_.dilation);
 }
 
 int64_t Server::ToReal(int64_t model_ns) const {
   if (settings_.dilation == 1.0) return base_ns_ + model_ns;
-  return base_ns_ + static_cast<int64_t>(std::ceil(static_cast<double>(model_ns) * settings_.dilation));
+  return base_ns_ +
+         static_cast<int64_t>(std::ceil(static_cast<double>(model_ns) * settings_.dilation));
 }
 
 void Server::Log(const char* format, ...) {
@@ -285,8 +304,10 @@ void Server::Run(bool (*before_idle_exit)(void*), void* argument) {
     int64_t wake_ns = next_model == INT64_MAX ? INT64_MAX : ToReal(next_model);
     if (!waits_.empty()) wake_ns = std::min(wake_ns, real_ns + kPollNs);
     if (clients_.empty() && settings_.idle_exit_ns > 0) {
-      if (real_ns - no_client_since_ns_ >= settings_.idle_exit_ns && before_idle_exit(argument)) return;
-      wake_ns = std::min(wake_ns, std::max(real_ns + 10'000'000, no_client_since_ns_ + settings_.idle_exit_ns));
+      if (real_ns - no_client_since_ns_ >= settings_.idle_exit_ns && before_idle_exit(argument))
+        return;
+      wake_ns = std::min(
+          wake_ns, std::max(real_ns + 10'000'000, no_client_since_ns_ + settings_.idle_exit_ns));
     }
 
     // Who queues something after this sees the flag and rings.
@@ -403,9 +424,11 @@ bool Server::Hello(Client* client, const wire::Request& request) {
     reply.status = wire::Status::kOtherVersion;
   } else {
     client->shared_fd = memfd_create("rubato-softgpu-client", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (client->shared_fd < 0 || ftruncate(client->shared_fd, sizeof(wire::Shared)) != 0) return false;
+    if (client->shared_fd < 0 || ftruncate(client->shared_fd, sizeof(wire::Shared)) != 0)
+      return false;
     fcntl(client->shared_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
-    void* page = mmap(nullptr, sizeof(wire::Shared), PROT_READ | PROT_WRITE, MAP_SHARED, client->shared_fd, 0);
+    void* page = mmap(nullptr, sizeof(wire::Shared), PROT_READ | PROT_WRITE, MAP_SHARED,
+                      client->shared_fd, 0);
     if (page == MAP_FAILED) return false;
     client->shared = new (page) wire::Shared;  // Trivial members: the zeroes of the new file stay.
     client->server = request.a[2];
@@ -558,8 +581,9 @@ void Server::Answer(Client* client, const wire::Request& request, int fd) {
         reply.v[2] = static_cast<uint64_t>(std::llround(device->gpu.clock() * 1e6));
         std::map<pid_t, uint64_t> used;
         for (auto& [serial, other] : clients_) {
-          const bool here = std::any_of(other->contexts.begin(), other->contexts.end(),
-                                        [&](const auto& c) { return c.second.device == request.device; });
+          const bool here =
+              std::any_of(other->contexts.begin(), other->contexts.end(),
+                          [&](const auto& c) { return c.second.device == request.device; });
           if (!here) continue;
           uint64_t& bytes = used[other->pid];
           for (auto& [key, owners] : other->memory) {
@@ -595,7 +619,8 @@ void Server::Bury(Client* client) {
     devices_[context.device]->gpu.DestroyContext(context.id, model_now_ns_);
   }
   std::erase_if(waits_, [&](const Wait& wait) { return wait.client == client->serial; });
-  std::erase_if(last_late_write_, [&](const auto& entry) { return entry.first >> 32 == client->serial; });
+  std::erase_if(last_late_write_,
+                [&](const auto& entry) { return entry.first >> 32 == client->serial; });
   for (auto& [key, owners] : client->memory) {
     for (uint32_t i = 0; i < owners; ++i) devices_[key.first]->vram.Free(key.second);
   }
@@ -608,7 +633,8 @@ bool Server::RingEmpty(const Client& client) const {
                                 client.shared->head.load(std::memory_order_relaxed);
 }
 
-// Takes everything that is queued, in the order of the programs' clocks. True if there was anything.
+// Takes everything that is queued, in the order of the programs' clocks. True if there was
+// anything.
 bool Server::TakeRings(int64_t real_ns) {
   const int64_t latest_ns = ToModel(real_ns);
   bool any = false;
@@ -625,7 +651,8 @@ bool Server::TakeRings(int64_t real_ns) {
         if (head == tail) break;
         wire::Record record;
         const uint64_t at = head % wire::kRingBytes;
-        if (tail - head > wire::kRingBytes || tail - head < sizeof record || at + sizeof record > wire::kRingBytes) {
+        if (tail - head > wire::kRingBytes || tail - head < sizeof record ||
+            at + sizeof record > wire::kRingBytes) {
           Lose(client.get());
           shared->head.store(tail);
           break;
@@ -659,11 +686,13 @@ bool Server::TakeRings(int64_t real_ns) {
     }
     bytes.resize(first_record.bytes);
     std::memcpy(bytes.data(), shared->ring + head % wire::kRingBytes, bytes.size());
-    std::memcpy(bytes.data(), &first_record, sizeof first_record);  // What was checked is what is used.
+    std::memcpy(bytes.data(), &first_record,
+                sizeof first_record);  // What was checked is what is used.
     shared->head.store(head + first_record.bytes, std::memory_order_release);
     first->progressed = true;  // A full ring has room again.
     const int64_t stamp_ns = std::clamp(first_record.stamp_ns, base_ns_, real_ns);
-    const int64_t at_ns = std::clamp(ToModel(stamp_ns), model_now_ns_, std::max(model_now_ns_, latest_ns));
+    const int64_t at_ns =
+        std::clamp(ToModel(stamp_ns), model_now_ns_, std::max(model_now_ns_, latest_ns));
     AdvanceAll(at_ns);
     Take(first, bytes, at_ns);
   }
@@ -687,7 +716,8 @@ void Server::Take(Client* client, const std::vector<unsigned char>& bytes, int64
       good = ReadBody(data, size, &live.body.kernel);
       break;
     case RecordType::kCopy:
-      good = ReadBody(data, size, &live.body.copy) && live.body.copy.inline_bytes <= size - sizeof(wire::CopyBody);
+      good = ReadBody(data, size, &live.body.copy) &&
+             live.body.copy.inline_bytes <= size - sizeof(wire::CopyBody);
       if (good && live.body.copy.inline_bytes > 0) {
         const unsigned char* from = data + sizeof(wire::CopyBody);
         live.inlined.assign(from, from + live.body.copy.inline_bytes);
@@ -731,8 +761,7 @@ void Server::Take(Client* client, const std::vector<unsigned char>& bytes, int64
       for (auto& device : devices_) device->gpu.Release(own | done.seq, done.node, model_ns);
       return;
     }
-    case RecordType::kGraphBegin:
-    {
+    case RecordType::kGraphBegin: {
       // Launches under way keep the old nodes; the next launch still goes behind them.
       std::shared_ptr<Graph>& graph = client->graphs[record.extra];
       auto fresh = std::make_shared<Graph>();
@@ -747,8 +776,8 @@ void Server::Take(Client* client, const std::vector<unsigned char>& bytes, int64
       client->graphs.erase(record.extra);
       return;
     case RecordType::kName:
-      client->names[record.extra] =
-          Printable(std::string(reinterpret_cast<const char*>(data), strnlen(reinterpret_cast<const char*>(data), size)));
+      client->names[record.extra] = Printable(std::string(
+          reinterpret_cast<const char*>(data), strnlen(reinterpret_cast<const char*>(data), size)));
       return;
     case RecordType::kStreamCreate: {
       wire::StreamBody body;
@@ -820,7 +849,8 @@ Op Server::BuildOp(Client* client, const LiveRecord& record, std::vector<OpId> a
       op.kernel.until_released = k.effect == wire::Effect::kWait;
       op.kernel.together = k.cooperative != 0;
       op.kernel.watts_per_block = std::isfinite(k.watts_per_block) ? k.watts_per_block : 0;
-      op.kernel.bytes_per_ns_per_block = std::isfinite(k.bytes_per_ns_per_block) ? k.bytes_per_ns_per_block : 0;
+      op.kernel.bytes_per_ns_per_block =
+          std::isfinite(k.bytes_per_ns_per_block) ? k.bytes_per_ns_per_block : 0;
       break;
     }
     case RecordType::kCopy: {
@@ -833,7 +863,8 @@ Op Server::BuildOp(Client* client, const LiveRecord& record, std::vector<OpId> a
     }
     case RecordType::kFill:
       op.kind = OpKind::kDeviceCopy;
-      op.bytes = record.body.fill.width * record.body.fill.height * record.body.fill.element_bytes / 2;
+      op.bytes =
+          record.body.fill.width * record.body.fill.height * record.body.fill.element_bytes / 2;
       break;
     case RecordType::kWriteWord:
       op.kind = OpKind::kWriteWord;
@@ -854,7 +885,8 @@ Op Server::BuildOp(Client* client, const LiveRecord& record, std::vector<OpId> a
   return op;
 }
 
-void Server::DefineGraphNode(Client* client, const wire::Record& record, const unsigned char* data, size_t size) {
+void Server::DefineGraphNode(Client* client, const wire::Record& record, const unsigned char* data,
+                             size_t size) {
   auto it = client->graphs.find(record.extra);
   wire::GraphNodeBody node;
   if (it == client->graphs.end() || !ReadBody(data, size, &node)) return;
@@ -877,14 +909,27 @@ void Server::DefineGraphNode(Client* client, const wire::Record& record, const u
   }
   bool good = false;
   switch (node.type) {
-    case RecordType::kKernel: good = ReadBody(data, size, &live.body.kernel); break;
-    case RecordType::kCopy: good = ReadBody(data, size, &live.body.copy); break;
-    case RecordType::kFill: good = ReadBody(data, size, &live.body.fill); break;
+    case RecordType::kKernel:
+      good = ReadBody(data, size, &live.body.kernel);
+      break;
+    case RecordType::kCopy:
+      good = ReadBody(data, size, &live.body.copy);
+      break;
+    case RecordType::kFill:
+      good = ReadBody(data, size, &live.body.fill);
+      break;
     case RecordType::kWriteWord:
-    case RecordType::kWaitWord: good = ReadBody(data, size, &live.body.word); break;
-    case RecordType::kEvent: good = ReadBody(data, size, &live.body.event) && live.body.event.slot < wire::kEventSlots; break;
-    case RecordType::kHostCall: good = true; break;
-    default: break;
+    case RecordType::kWaitWord:
+      good = ReadBody(data, size, &live.body.word);
+      break;
+    case RecordType::kEvent:
+      good = ReadBody(data, size, &live.body.event) && live.body.event.slot < wire::kEventSlots;
+      break;
+    case RecordType::kHostCall:
+      good = true;
+      break;
+    default:
+      break;
   }
   if (!good) live.type = RecordType::kJoin;
   if (live.type == RecordType::kCopy) live.body.copy.inline_bytes = 0;
@@ -926,7 +971,8 @@ void Server::CheckWaits(int64_t model_ns) {
     satisfied.push_back(wait);
     return true;
   });
-  for (const Wait& wait : satisfied) devices_[wait.device]->gpu.Release(wait.op, wait.node, model_ns);
+  for (const Wait& wait : satisfied)
+    devices_[wait.device]->gpu.Release(wait.op, wait.node, model_ns);
 }
 
 void Server::Started(Device* device, const OpRef& op, int64_t at_ns) {
@@ -942,7 +988,8 @@ void Server::Started(Device* device, const OpRef& op, int64_t at_ns) {
   if (record->type == RecordType::kWaitWord) {
     waits_.push_back({client_serial, op.op, op.node, device->index(), record->body.word});
     memory_written_ = true;
-  } else if (record->type == RecordType::kKernel && record->body.kernel.effect == wire::Effect::kWait) {
+  } else if (record->type == RecordType::kKernel &&
+             record->body.kernel.effect == wire::Effect::kWait) {
     wire::WordBody word{record->body.kernel.args[0], record->body.kernel.args[3], 32, 0};
     waits_.push_back({client_serial, op.op, op.node, device->index(), word});
     memory_written_ = true;
@@ -969,12 +1016,15 @@ void Server::Finished(Device* device, const OpRef& op, int64_t at_ns, bool cance
         device->node_started.erase(node);
       }
     }
-    Log("{\"kind\":\"op\",\"type\":\"%s\",\"name\":\"%s\",\"pid\":%d,\"device\":%u,\"context\":%u,\"stream\":%u,"
-        "\"seq\":%llu,\"node\":%d,\"cancelled\":%s,\"model_from_ns\":%lld,\"model_to_ns\":%lld,\"host_from_ns\":%lld,"
+    Log("{\"kind\":\"op\",\"type\":\"%s\",\"name\":\"%s\",\"pid\":%d,\"device\":%u,\"context\":%u,"
+        "\"stream\":%u,"
+        "\"seq\":%llu,\"node\":%d,\"cancelled\":%s,\"model_from_ns\":%lld,\"model_to_ns\":%lld,"
+        "\"host_from_ns\":%lld,"
         "\"host_to_ns\":%lld}\n",
-        TypeName(record->type), NameOf(*client, *record), client->pid, device->index(), op.context, whole.stream,
-        static_cast<unsigned long long>(whole.seq), op.node == kWholeOp ? -1 : static_cast<int>(op.node),
-        cancelled ? "true" : "false", static_cast<long long>(started), static_cast<long long>(at_ns),
+        TypeName(record->type), NameOf(*client, *record), client->pid, device->index(), op.context,
+        whole.stream, static_cast<unsigned long long>(whole.seq),
+        op.node == kWholeOp ? -1 : static_cast<int>(op.node), cancelled ? "true" : "false",
+        static_cast<long long>(started), static_cast<long long>(at_ns),
         static_cast<long long>(ToReal(started)), static_cast<long long>(ToReal(at_ns)));
   }
   if (op.node != kWholeOp) return;
@@ -987,7 +1037,8 @@ void Server::Finished(Device* device, const OpRef& op, int64_t at_ns, bool cance
   device->live.erase(it);
 }
 
-void Server::CarryOut(Client* client, const LiveRecord& record, const LiveRecord& whole, int64_t at_ns) {
+void Server::CarryOut(Client* client, const LiveRecord& record, const LiveRecord& whole,
+                      int64_t at_ns) {
   if (client->shared->context_fault[whole.context].load(std::memory_order_relaxed) != 0) return;
   bool good = true;
   switch (record.type) {
@@ -1005,14 +1056,16 @@ void Server::CarryOut(Client* client, const LiveRecord& record, const LiveRecord
       break;
     case RecordType::kWriteWord: {
       if (settings_.late_writes_ns > 0) {
-        const int64_t delay = static_cast<int64_t>(random_() % static_cast<uint64_t>(settings_.late_writes_ns));
+        const int64_t delay =
+            static_cast<int64_t>(random_() % static_cast<uint64_t>(settings_.late_writes_ns));
         // Late and out of order across streams, never within one.
         int64_t& last = last_late_write_[client->serial << 32 | whole.stream];
         last = std::max(last, at_ns + delay);
         late_writes_.push({last, late_order_++, client->serial, record.body.word});
         break;
       }
-      good = client->space->StoreWord(record.body.word.address, record.body.word.value, record.body.word.bits);
+      good = client->space->StoreWord(record.body.word.address, record.body.word.value,
+                                      record.body.word.bits);
       memory_written_ = true;
       break;
     }
@@ -1039,14 +1092,16 @@ void Server::CarryOut(Client* client, const LiveRecord& record, const LiveRecord
 
 // A fault ends its context; under a shared server it ends every context there.
 void Server::Fail(Client* client, uint32_t context_slot) {
-  client->shared->context_fault[context_slot].store(static_cast<uint32_t>(wire::Fault::kIllegalAddress));
+  client->shared->context_fault[context_slot].store(
+      static_cast<uint32_t>(wire::Fault::kIllegalAddress));
   client->progressed = true;
   if (client->server == 0) return;
   for (auto& [serial, other] : clients_) {
     if (other->server != client->server || !other->greeted) continue;
     for (auto& [slot, context] : other->contexts) {
       other->shared->context_fault[slot].store(static_cast<uint32_t>(
-          other.get() == client && slot == context_slot ? wire::Fault::kIllegalAddress : wire::Fault::kServerLost));
+          other.get() == client && slot == context_slot ? wire::Fault::kIllegalAddress
+                                                        : wire::Fault::kServerLost));
     }
     other->progressed = true;
   }

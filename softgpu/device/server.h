@@ -1,9 +1,11 @@
-// The device process: it joins the model to real time, to the programs that use it and to their memory.
+// The device process: it joins the model to real time, to the programs that use it and to their
+// memory.
 //
-// One thread does everything: it takes what clients have queued in the order of their clocks, lets the model advance
-// to the present, carries out what the model says has happened, wakes who waits, and sleeps until the next event or
-// bell. Model time is real time divided by the dilation; an operation counts from the moment its program queued it,
-// so a late wake-up here delays what programs see but not the model.
+// One thread does everything: it takes what clients have queued in the order of their clocks, lets
+// the model advance to the present, carries out what the model says has happened, wakes who waits,
+// and sleeps until the next event or bell. Model time is real time divided by the dilation; an
+// operation counts from the moment its program queued it, so a late wake-up here delays what
+// programs see but not the model.
 #ifndef SOFTGPU_DEVICE_SERVER_H_
 #define SOFTGPU_DEVICE_SERVER_H_
 
@@ -28,15 +30,17 @@ namespace rubato::softgpu {
 
 class Server {
  public:
-  // `listener` is a listening SOCK_SEQPACKET socket; `stop_fd` becomes readable when the process shall end.
+  // `listener` is a listening SOCK_SEQPACKET socket; `stop_fd` becomes readable when the process
+  // shall end.
   Server(const Settings& settings, int listener, int stop_fd);
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
   bool ok() const { return ok_; }
-  // Until stop_fd, or until there has been no client for the time in the settings. `before_idle_exit` is called then
-  // and says whether the end may happen now (it removes the socket under the start-up lock).
+  // Until stop_fd, or until there has been no client for the time in the settings.
+  // `before_idle_exit` is called then and says whether the end may happen now (it removes the
+  // socket under the start-up lock).
   void Run(bool (*before_idle_exit)(void*), void* argument);
 
  private:
@@ -62,7 +66,8 @@ class Server {
   bool RingEmpty(const Client& client) const;
   void Take(Client* client, const std::vector<unsigned char>& bytes, int64_t model_ns);
   Op BuildOp(Client* client, const LiveRecord& record, std::vector<OpId> after) const;
-  void DefineGraphNode(Client* client, const wire::Record& record, const unsigned char* body, size_t bytes);
+  void DefineGraphNode(Client* client, const wire::Record& record, const unsigned char* body,
+                       size_t bytes);
   void AdvanceAll(int64_t model_ns);
   void CheckWaits(int64_t model_ns);
   void LandLateWrites(int64_t model_ns);
@@ -104,7 +109,9 @@ class Server {
     uint64_t order;
     uint64_t client;
     wire::WordBody word;
-    bool operator>(const LateWrite& o) const { return at_ns != o.at_ns ? at_ns > o.at_ns : order > o.order; }
+    bool operator>(const LateWrite& o) const {
+      return at_ns != o.at_ns ? at_ns > o.at_ns : order > o.order;
+    }
   };
   std::priority_queue<LateWrite, std::vector<LateWrite>, std::greater<LateWrite>> late_writes_;
   uint64_t late_order_ = 0;

@@ -1,7 +1,7 @@
 // The memory of one device: a sparse memfd and which parts of it are taken.
 //
-// First fit over a sorted map of free spans. Freed pages go back to the system, so a nominal 141 GiB costs only what
-// programs touch. Owned and used by the device's one thread.
+// First fit over a sorted map of free spans. Freed pages go back to the system, so a nominal 141
+// GiB costs only what programs touch. Owned and used by the device's one thread.
 #ifndef SOFTGPU_DEVICE_VRAM_H_
 #define SOFTGPU_DEVICE_VRAM_H_
 

@@ -1,9 +1,10 @@
 // What a program that loaded a stand-in and the device process say to one another.
 //
-// Two ways: a page of shared memory per client for everything that is queued (a ring of records, no system call
-// while the device is awake) and a SOCK_SEQPACKET socket for what needs an answer. The device handles a client's
-// ring before its requests, so both together keep one order. Private to softgpu: both ends are built together and
-// refuse another kVersion. The device checks lengths and indices of what it reads, and copies before it checks.
+// Two ways: a page of shared memory per client for everything that is queued (a ring of records, no
+// system call while the device is awake) and a SOCK_SEQPACKET socket for what needs an answer. The
+// device handles a client's ring before its requests, so both together keep one order. Private to
+// softgpu: both ends are built together and refuse another kVersion. The device checks lengths and
+// indices of what it reads, and copies before it checks.
 #ifndef SOFTGPU_DEVICE_WIRE_H_
 #define SOFTGPU_DEVICE_WIRE_H_
 
@@ -41,10 +42,10 @@ struct HostCall {
 
 // One mapping per client, made by the device.
 struct Shared {
-  alignas(64) std::atomic<uint64_t> tail;  // Written by the client: bytes ever queued.
-  alignas(64) std::atomic<uint64_t> head;  // Written by the device: bytes ever taken.
+  alignas(64) std::atomic<uint64_t> tail;           // Written by the client: bytes ever queued.
+  alignas(64) std::atomic<uint64_t> head;           // Written by the device: bytes ever taken.
   alignas(64) std::atomic<uint32_t> device_sleeps;  // The client rings the bell if set.
-  alignas(64) std::atomic<uint32_t> progress;  // Futex word, rises with every completion.
+  alignas(64) std::atomic<uint32_t> progress;       // Futex word, rises with every completion.
   std::atomic<uint32_t> waiters;
   alignas(64) std::atomic<uint32_t> call_tail;  // Written by the device: host calls that are due.
   std::atomic<uint32_t> call_head;              // Written by the client.
@@ -85,9 +86,9 @@ struct Record {
   RecordType type;
   uint16_t reserved;
   uint32_t stream;
-  uint32_t extra;     // Graph id, or count; by type.
-  uint64_t seq;       // Unique and rising within the client.
-  int64_t stamp_ns;   // CLOCK_MONOTONIC of the call.
+  uint32_t extra;    // Graph id, or count; by type.
+  uint64_t seq;      // Unique and rising within the client.
+  int64_t stamp_ns;  // CLOCK_MONOTONIC of the call.
 };
 static_assert(sizeof(Record) == 32);
 
@@ -141,7 +142,8 @@ struct EventBody {
   uint32_t reserved;
 };
 
-// `extra` operation ids follow. An id of another process (from an IPC event) has its client in the high bits.
+// `extra` operation ids follow. An id of another process (from an IPC event) has its client in the
+// high bits.
 struct HostDoneBody {
   uint64_t seq;
   uint32_t node;
@@ -149,12 +151,13 @@ struct HostDoneBody {
 };
 
 struct GraphNodeBody {
-  RecordType type;  // kKernel, kCopy, kFill, kHostCall, kWriteWord, kWaitWord, kEvent, kJoin (an empty node).
+  RecordType type;  // kKernel, kCopy, kFill, kHostCall, kWriteWord, kWaitWord, kEvent, kJoin (an
+                    // empty node).
   uint16_t has_priority;
   int32_t priority;
   uint32_t first_sm;
   uint32_t sm_count;
-  uint32_t needs;        // Indices (uint32_t, padded to 8 bytes) follow, then the body.
+  uint32_t needs;  // Indices (uint32_t, padded to 8 bytes) follow, then the body.
   uint32_t body_bytes;
 };
 
@@ -176,19 +179,21 @@ struct MapBody {
 };
 
 enum class RequestType : uint32_t {
-  kHello,           // a: version, pid, MPS server (0 none), client priority, thread percentage. Answer: HelloReply.
-  kObserve,         // a: version. For NVML: a client without contexts; same answer.
+  kHello,    // a: version, pid, MPS server (0 none), client priority, thread percentage. Answer:
+             // HelloReply.
+  kObserve,  // a: version. For NVML: a client without contexts; same answer.
   kCreateContext,   // device; a: server-wide no use. v: context slot.
   kDestroyContext,  // a: context slot.
-  kAllocate,        // device; a: bytes, alignment, window base (0: do not map). v: offset, mapped address.
+  kAllocate,        // device; a: bytes, alignment, window base (0: do not map). v: offset, mapped
+                    // address.
   kFree,            // device; a: offset, address to unmap (0: none).
   kShare,           // device; a: offset. Adds an owner (IPC). v: bytes.
   kMemoryInfo,      // device. v: free, total.
   kRegister,        // a: address, bytes, offset in the file. fd: a shared mapping, or none.
   kUnregister,      // a: address.
   kBarrier,         // Answered once the ring has been taken.
-  kUsage,           // device; a: first process. v: busy_ns (model), now_ns (model), clock in ppm, processes, then
-                    // pairs of (pid, bytes) of processes from `first` on.
+  kUsage,  // device; a: first process. v: busy_ns (model), now_ns (model), clock in ppm, processes,
+           // then pairs of (pid, bytes) of processes from `first` on.
 };
 
 struct Request {

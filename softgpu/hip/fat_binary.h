@@ -1,5 +1,6 @@
-// What a compiled HIP program hands to __hipRegisterFatBinary: a wrapper around its device code. For the software GPU
-// that code is annotated PTX text (softgpu/programs); tests and programs build the wrapper by hand.
+// What a compiled HIP program hands to __hipRegisterFatBinary: a wrapper around its device code.
+// For the software GPU that code is annotated PTX text (softgpu/programs); tests and programs build
+// the wrapper by hand.
 #ifndef SOFTGPU_HIP_FAT_BINARY_H_
 #define SOFTGPU_HIP_FAT_BINARY_H_
 

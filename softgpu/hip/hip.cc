@@ -1,9 +1,10 @@
 // A stand-in for libamdhip64: HIP on the software GPU.
 //
-// Every call is translated to the driver entry points of softgpu/cuda, which are linked in here and stay inside this
-// library. Handles are theirs under another name, error numbers agree by design of HIP, and a program's images are
-// the same annotated text. What HIP adds is the current device with its implicit context, the last error of a thread
-// and kernels named by host functions. Arrays and textures are not offered.
+// Every call is translated to the driver entry points of softgpu/cuda, which are linked in here and
+// stay inside this library. Handles are theirs under another name, error numbers agree by design of
+// HIP, and a program's images are the same annotated text. What HIP adds is the current device with
+// its implicit context, the last error of a thread and kernels named by host functions. Arrays and
+// textures are not offered.
 #ifndef __HIP_PLATFORM_AMD__
 #define __HIP_PLATFORM_AMD__
 #endif
@@ -37,21 +38,24 @@ thread_local hipError_t last_error = hipSuccess;
 thread_local int current_device = 0;
 
 hipError_t Say(CUresult result) {
-  const auto error = static_cast<hipError_t>(result == CUDA_ERROR_CONTEXT_IS_DESTROYED ? CUDA_ERROR_INVALID_CONTEXT
-                                                                                       : result);
+  const auto error = static_cast<hipError_t>(
+      result == CUDA_ERROR_CONTEXT_IS_DESTROYED ? CUDA_ERROR_INVALID_CONTEXT : result);
   // "Not ready" is an answer, not a failure.
   if (error != hipSuccess && error != hipErrorNotReady) last_error = error;
   return error;
 }
 
-hipError_t Say(hipError_t error) { return Say(static_cast<CUresult>(error)); }
+hipError_t Say(hipError_t error) {
+  return Say(static_cast<CUresult>(error));
+}
 
 std::mutex& Lock() {
   static std::mutex* const mutex = new std::mutex;
   return *mutex;
 }
 
-// The runtime's promise: any call finds its thread's device initialised and its primary context current.
+// The runtime's promise: any call finds its thread's device initialised and its primary context
+// current.
 CUresult Enter() {
   if (CUresult r = cuInit(0)) return r;
   CUcontext context = nullptr;
@@ -77,15 +81,33 @@ CUresult Enter() {
 #define HIP_ENTER() \
   if (CUresult entered = Enter()) return Say(entered)
 
-CUdeviceptr At(const void* p) { return reinterpret_cast<CUdeviceptr>(p); }
-CUstream S(hipStream_t s) { return reinterpret_cast<CUstream>(s); }
-CUevent E(hipEvent_t e) { return reinterpret_cast<CUevent>(e); }
-CUgraph G(hipGraph_t g) { return reinterpret_cast<CUgraph>(g); }
-CUgraphNode N(hipGraphNode_t n) { return reinterpret_cast<CUgraphNode>(n); }
-const CUgraphNode* N(const hipGraphNode_t* n) { return reinterpret_cast<const CUgraphNode*>(n); }
-CUgraphNode* N(hipGraphNode_t* n) { return reinterpret_cast<CUgraphNode*>(n); }
-CUgraphExec X(hipGraphExec_t x) { return reinterpret_cast<CUgraphExec>(x); }
-CUfunction F(hipFunction_t f) { return reinterpret_cast<CUfunction>(f); }
+CUdeviceptr At(const void* p) {
+  return reinterpret_cast<CUdeviceptr>(p);
+}
+CUstream S(hipStream_t s) {
+  return reinterpret_cast<CUstream>(s);
+}
+CUevent E(hipEvent_t e) {
+  return reinterpret_cast<CUevent>(e);
+}
+CUgraph G(hipGraph_t g) {
+  return reinterpret_cast<CUgraph>(g);
+}
+CUgraphNode N(hipGraphNode_t n) {
+  return reinterpret_cast<CUgraphNode>(n);
+}
+const CUgraphNode* N(const hipGraphNode_t* n) {
+  return reinterpret_cast<const CUgraphNode*>(n);
+}
+CUgraphNode* N(hipGraphNode_t* n) {
+  return reinterpret_cast<CUgraphNode*>(n);
+}
+CUgraphExec X(hipGraphExec_t x) {
+  return reinterpret_cast<CUgraphExec>(x);
+}
+CUfunction F(hipFunction_t f) {
+  return reinterpret_cast<CUfunction>(f);
+}
 
 // Kernels that host functions stand for: registered by compiled programs before main.
 struct HostKernel {
@@ -144,14 +166,15 @@ struct Extras {
   void** given = nullptr;
 };
 
-CUresult Launch(CUfunction f, dim3 grid, dim3 block, unsigned shared, CUstream stream, void** params, void** extra,
-                hipEvent_t start = nullptr, hipEvent_t stop = nullptr) {
+CUresult Launch(CUfunction f, dim3 grid, dim3 block, unsigned shared, CUstream stream,
+                void** params, void** extra, hipEvent_t start = nullptr,
+                hipEvent_t stop = nullptr) {
   if (start != nullptr) {
     if (CUresult r = cuEventRecord(E(start), stream)) return r;
   }
   Extras extras(extra);
-  if (CUresult r = cuLaunchKernel(f, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, stream, params,
-                                  extras.given)) {
+  if (CUresult r = cuLaunchKernel(f, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared,
+                                  stream, params, extras.given)) {
     return r;
   }
   return stop != nullptr ? cuEventRecord(E(stop), stream) : CUDA_SUCCESS;
@@ -162,7 +185,8 @@ CUresult Copy(void* dst, const void* src, size_t n, CUstream stream, bool async)
   return async ? cuMemcpyAsync(At(dst), At(src), n, stream) : cuMemcpy(At(dst), At(src), n);
 }
 
-CUDA_MEMCPY2D Box(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width, size_t height) {
+CUDA_MEMCPY2D Box(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width,
+                  size_t height) {
   CUDA_MEMCPY2D box{};
   box.srcMemoryType = box.dstMemoryType = CU_MEMORYTYPE_UNIFIED;
   box.srcDevice = At(src);
@@ -174,7 +198,8 @@ CUDA_MEMCPY2D Box(void* dst, size_t dst_pitch, const void* src, size_t src_pitch
   return box;
 }
 
-CUDA_KERNEL_NODE_PARAMS NodeParams(const hipKernelNodeParams& p, CUfunction function, void** extra) {
+CUDA_KERNEL_NODE_PARAMS NodeParams(const hipKernelNodeParams& p, CUfunction function,
+                                   void** extra) {
   CUDA_KERNEL_NODE_PARAMS out{};
   out.func = function;
   out.gridDimX = p.gridDim.x;
@@ -204,7 +229,9 @@ HIP_API hipGetLastError() {
   last_error = hipSuccess;
   return error;
 }
-HIP_API hipPeekAtLastError() { return last_error; }
+HIP_API hipPeekAtLastError() {
+  return last_error;
+}
 
 extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(hipError_t error) {
   const char* name = nullptr;
@@ -231,18 +258,23 @@ extern "C" __attribute__((visibility("default"))) const char* hipGetErrorName(hi
 
 extern "C" __attribute__((visibility("default"))) const char* hipGetErrorString(hipError_t error) {
   const char* text = nullptr;
-  return cuGetErrorString(static_cast<CUresult>(error), &text) == CUDA_SUCCESS ? text : "unknown error";
+  return cuGetErrorString(static_cast<CUresult>(error), &text) == CUDA_SUCCESS ? text
+                                                                               : "unknown error";
 }
 
 // Devices and contexts.
 
-HIP_API hipInit(unsigned flags) { return Say(cuInit(flags)); }
+HIP_API hipInit(unsigned flags) {
+  return Say(cuInit(flags));
+}
 HIP_API hipDriverGetVersion(int* version) {
   if (version == nullptr) return Say(hipErrorInvalidValue);
   *version = HIP_VERSION;
   return hipSuccess;
 }
-HIP_API hipRuntimeGetVersion(int* version) { return hipDriverGetVersion(version); }
+HIP_API hipRuntimeGetVersion(int* version) {
+  return hipDriverGetVersion(version);
+}
 HIP_API hipGetDeviceCount(int* count) {
   if (CUresult r = cuInit(0)) return Say(r);
   return Say(cuDeviceGetCount(count));
@@ -298,8 +330,12 @@ HIP_API hipDeviceCanAccessPeer(int* can, int device, int peer) {
   HIP_ENTER();
   return Say(cuDeviceCanAccessPeer(can, device, peer));
 }
-HIP_API hipDeviceEnablePeerAccess(int, unsigned flags) { return Say(flags == 0 ? hipSuccess : hipErrorInvalidValue); }
-HIP_API hipDeviceDisablePeerAccess(int) { return hipSuccess; }
+HIP_API hipDeviceEnablePeerAccess(int, unsigned flags) {
+  return Say(flags == 0 ? hipSuccess : hipErrorInvalidValue);
+}
+HIP_API hipDeviceDisablePeerAccess(int) {
+  return hipSuccess;
+}
 HIP_API hipDeviceSynchronize() {
   HIP_ENTER();
   return Say(cuCtxSynchronize());
@@ -324,7 +360,9 @@ HIP_API hipDeviceGetStreamPriorityRange(int* least, int* greatest) {
   HIP_ENTER();
   return Say(cuCtxGetStreamPriorityRange(least, greatest));
 }
-HIP_API hipDeviceSetCacheConfig(hipFuncCache_t) { return hipSuccess; }
+HIP_API hipDeviceSetCacheConfig(hipFuncCache_t) {
+  return hipSuccess;
+}
 HIP_API hipDeviceGetCacheConfig(hipFuncCache_t* config) {
   if (config != nullptr) *config = hipFuncCachePreferNone;
   return hipSuccess;
@@ -339,36 +377,90 @@ HIP_API hipDeviceGetAttribute(int* value, hipDeviceAttribute_t attribute, int de
   if (value == nullptr) return Say(hipErrorInvalidValue);
   CUdevice_attribute which;
   switch (attribute) {
-    case hipDeviceAttributeMultiprocessorCount: which = CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT; break;
-    case hipDeviceAttributeWarpSize: which = CU_DEVICE_ATTRIBUTE_WARP_SIZE; break;
-    case hipDeviceAttributeMaxThreadsPerBlock: which = CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK; break;
+    case hipDeviceAttributeMultiprocessorCount:
+      which = CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+      break;
+    case hipDeviceAttributeWarpSize:
+      which = CU_DEVICE_ATTRIBUTE_WARP_SIZE;
+      break;
+    case hipDeviceAttributeMaxThreadsPerBlock:
+      which = CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+      break;
     case hipDeviceAttributeMaxThreadsPerMultiProcessor:
       which = CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR;
       break;
-    case hipDeviceAttributeMaxSharedMemoryPerBlock: which = CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK; break;
-    case hipDeviceAttributeMaxRegistersPerBlock: which = CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK; break;
-    case hipDeviceAttributeMaxBlockDimX: which = CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X; break;
-    case hipDeviceAttributeMaxBlockDimY: which = CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y; break;
-    case hipDeviceAttributeMaxBlockDimZ: which = CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z; break;
-    case hipDeviceAttributeMaxGridDimX: which = CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X; break;
-    case hipDeviceAttributeMaxGridDimY: which = CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y; break;
-    case hipDeviceAttributeMaxGridDimZ: which = CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z; break;
-    case hipDeviceAttributeClockRate: which = CU_DEVICE_ATTRIBUTE_CLOCK_RATE; break;
-    case hipDeviceAttributeMemoryClockRate: which = CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE; break;
-    case hipDeviceAttributeMemoryBusWidth: which = CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH; break;
-    case hipDeviceAttributeL2CacheSize: which = CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE; break;
-    case hipDeviceAttributeComputeCapabilityMajor: which = CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR; break;
-    case hipDeviceAttributeComputeCapabilityMinor: which = CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR; break;
-    case hipDeviceAttributeConcurrentKernels: which = CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS; break;
-    case hipDeviceAttributePciBusId: which = CU_DEVICE_ATTRIBUTE_PCI_BUS_ID; break;
-    case hipDeviceAttributePciDeviceId: which = CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID; break;
-    case hipDeviceAttributeCooperativeLaunch: which = CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH; break;
-    case hipDeviceAttributeManagedMemory: which = CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY; break;
-    case hipDeviceAttributeConcurrentManagedAccess: which = CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS; break;
-    case hipDeviceAttributeCanMapHostMemory: which = CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY; break;
-    case hipDeviceAttributeUnifiedAddressing: which = CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING; break;
-    case hipDeviceAttributeMemoryPoolsSupported: which = CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED; break;
-    case hipDeviceAttributeCanUseStreamWaitValue: which = CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_MEM_OPS_V1; break;
+    case hipDeviceAttributeMaxSharedMemoryPerBlock:
+      which = CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK;
+      break;
+    case hipDeviceAttributeMaxRegistersPerBlock:
+      which = CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK;
+      break;
+    case hipDeviceAttributeMaxBlockDimX:
+      which = CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X;
+      break;
+    case hipDeviceAttributeMaxBlockDimY:
+      which = CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y;
+      break;
+    case hipDeviceAttributeMaxBlockDimZ:
+      which = CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z;
+      break;
+    case hipDeviceAttributeMaxGridDimX:
+      which = CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X;
+      break;
+    case hipDeviceAttributeMaxGridDimY:
+      which = CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y;
+      break;
+    case hipDeviceAttributeMaxGridDimZ:
+      which = CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z;
+      break;
+    case hipDeviceAttributeClockRate:
+      which = CU_DEVICE_ATTRIBUTE_CLOCK_RATE;
+      break;
+    case hipDeviceAttributeMemoryClockRate:
+      which = CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE;
+      break;
+    case hipDeviceAttributeMemoryBusWidth:
+      which = CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH;
+      break;
+    case hipDeviceAttributeL2CacheSize:
+      which = CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE;
+      break;
+    case hipDeviceAttributeComputeCapabilityMajor:
+      which = CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR;
+      break;
+    case hipDeviceAttributeComputeCapabilityMinor:
+      which = CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR;
+      break;
+    case hipDeviceAttributeConcurrentKernels:
+      which = CU_DEVICE_ATTRIBUTE_CONCURRENT_KERNELS;
+      break;
+    case hipDeviceAttributePciBusId:
+      which = CU_DEVICE_ATTRIBUTE_PCI_BUS_ID;
+      break;
+    case hipDeviceAttributePciDeviceId:
+      which = CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID;
+      break;
+    case hipDeviceAttributeCooperativeLaunch:
+      which = CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH;
+      break;
+    case hipDeviceAttributeManagedMemory:
+      which = CU_DEVICE_ATTRIBUTE_MANAGED_MEMORY;
+      break;
+    case hipDeviceAttributeConcurrentManagedAccess:
+      which = CU_DEVICE_ATTRIBUTE_CONCURRENT_MANAGED_ACCESS;
+      break;
+    case hipDeviceAttributeCanMapHostMemory:
+      which = CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY;
+      break;
+    case hipDeviceAttributeUnifiedAddressing:
+      which = CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING;
+      break;
+    case hipDeviceAttributeMemoryPoolsSupported:
+      which = CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+      break;
+    case hipDeviceAttributeCanUseStreamWaitValue:
+      which = CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_MEM_OPS_V1;
+      break;
     default:
       *value = 0;
       return hipSuccess;
@@ -382,13 +474,16 @@ HIP_API hipGetDeviceProperties(hipDeviceProp_t* prop, int device) {
   std::memset(prop, 0, sizeof *prop);
   if (CUresult r = cuDeviceGetName(prop->name, sizeof prop->name, device)) return Say(r);
   cuDeviceTotalMem_v2(&prop->totalGlobalMem, device);
-  prop->sharedMemPerBlock = static_cast<size_t>(Attribute(device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK));
+  prop->sharedMemPerBlock =
+      static_cast<size_t>(Attribute(device, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK));
   prop->regsPerBlock = Attribute(device, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_BLOCK);
   prop->warpSize = Attribute(device, CU_DEVICE_ATTRIBUTE_WARP_SIZE);
   prop->maxThreadsPerBlock = Attribute(device, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
-  const CUdevice_attribute block[3] = {CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X, CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y,
+  const CUdevice_attribute block[3] = {CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X,
+                                       CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y,
                                        CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z};
-  const CUdevice_attribute grid[3] = {CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X, CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y,
+  const CUdevice_attribute grid[3] = {CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X,
+                                      CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y,
                                       CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z};
   for (int i = 0; i < 3; ++i) {
     prop->maxThreadsDim[i] = Attribute(device, block[i]);
@@ -397,12 +492,14 @@ HIP_API hipGetDeviceProperties(hipDeviceProp_t* prop, int device) {
   prop->clockRate = Attribute(device, CU_DEVICE_ATTRIBUTE_CLOCK_RATE);
   prop->memoryClockRate = Attribute(device, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
   prop->memoryBusWidth = Attribute(device, CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
-  prop->totalConstMem = static_cast<size_t>(Attribute(device, CU_DEVICE_ATTRIBUTE_TOTAL_CONSTANT_MEMORY));
+  prop->totalConstMem =
+      static_cast<size_t>(Attribute(device, CU_DEVICE_ATTRIBUTE_TOTAL_CONSTANT_MEMORY));
   prop->major = 9;
   prop->minor = 0;
   prop->multiProcessorCount = Attribute(device, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
   prop->l2CacheSize = Attribute(device, CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE);
-  prop->maxThreadsPerMultiProcessor = Attribute(device, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR);
+  prop->maxThreadsPerMultiProcessor =
+      Attribute(device, CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR);
   prop->concurrentKernels = 1;
   prop->pciBusID = Attribute(device, CU_DEVICE_ATTRIBUTE_PCI_BUS_ID);
   prop->canMapHostMemory = 1;
@@ -418,8 +515,12 @@ HIP_API hipDevicePrimaryCtxRetain(hipCtx_t* context, hipDevice_t device) {
   if (CUresult r = cuInit(0)) return Say(r);
   return Say(cuDevicePrimaryCtxRetain(reinterpret_cast<CUcontext*>(context), device));
 }
-HIP_API hipDevicePrimaryCtxRelease(hipDevice_t device) { return Say(cuDevicePrimaryCtxRelease(device)); }
-HIP_API hipDevicePrimaryCtxReset(hipDevice_t device) { return Say(cuDevicePrimaryCtxReset(device)); }
+HIP_API hipDevicePrimaryCtxRelease(hipDevice_t device) {
+  return Say(cuDevicePrimaryCtxRelease(device));
+}
+HIP_API hipDevicePrimaryCtxReset(hipDevice_t device) {
+  return Say(cuDevicePrimaryCtxReset(device));
+}
 HIP_API hipDevicePrimaryCtxGetState(hipDevice_t device, unsigned* flags, int* active) {
   if (CUresult r = cuInit(0)) return Say(r);
   return Say(cuDevicePrimaryCtxGetState(device, flags, active));
@@ -431,10 +532,18 @@ HIP_API hipCtxCreate(hipCtx_t* context, unsigned flags, hipDevice_t device) {
   if (CUresult r = cuInit(0)) return Say(r);
   return Say(cuCtxCreate_v4(reinterpret_cast<CUcontext*>(context), nullptr, flags, device));
 }
-HIP_API hipCtxDestroy(hipCtx_t context) { return Say(cuCtxDestroy(reinterpret_cast<CUcontext>(context))); }
-HIP_API hipCtxPushCurrent(hipCtx_t context) { return Say(cuCtxPushCurrent(reinterpret_cast<CUcontext>(context))); }
-HIP_API hipCtxPopCurrent(hipCtx_t* context) { return Say(cuCtxPopCurrent(reinterpret_cast<CUcontext*>(context))); }
-HIP_API hipCtxSetCurrent(hipCtx_t context) { return Say(cuCtxSetCurrent(reinterpret_cast<CUcontext>(context))); }
+HIP_API hipCtxDestroy(hipCtx_t context) {
+  return Say(cuCtxDestroy(reinterpret_cast<CUcontext>(context)));
+}
+HIP_API hipCtxPushCurrent(hipCtx_t context) {
+  return Say(cuCtxPushCurrent(reinterpret_cast<CUcontext>(context)));
+}
+HIP_API hipCtxPopCurrent(hipCtx_t* context) {
+  return Say(cuCtxPopCurrent(reinterpret_cast<CUcontext*>(context)));
+}
+HIP_API hipCtxSetCurrent(hipCtx_t context) {
+  return Say(cuCtxSetCurrent(reinterpret_cast<CUcontext>(context)));
+}
 HIP_API hipCtxGetCurrent(hipCtx_t* context) {
   HIP_ENTER();
   return Say(cuCtxGetCurrent(reinterpret_cast<CUcontext*>(context)));
@@ -447,8 +556,12 @@ HIP_API hipCtxSynchronize() {
   HIP_ENTER();
   return Say(cuCtxSynchronize());
 }
-HIP_API hipProfilerStart() { return hipSuccess; }
-HIP_API hipProfilerStop() { return hipSuccess; }
+HIP_API hipProfilerStart() {
+  return hipSuccess;
+}
+HIP_API hipProfilerStop() {
+  return hipSuccess;
+}
 
 // Streams and events.
 
@@ -459,7 +572,9 @@ HIP_API hipStreamCreateWithPriority(hipStream_t* stream, unsigned flags, int pri
 HIP_API hipStreamCreateWithFlags(hipStream_t* stream, unsigned flags) {
   return hipStreamCreateWithPriority(stream, flags, 0);
 }
-HIP_API hipStreamCreate(hipStream_t* stream) { return hipStreamCreateWithPriority(stream, 0, 0); }
+HIP_API hipStreamCreate(hipStream_t* stream) {
+  return hipStreamCreateWithPriority(stream, 0, 0);
+}
 HIP_API hipStreamDestroy(hipStream_t stream) {
   HIP_ENTER();
   return Say(cuStreamDestroy(S(stream)));
@@ -484,9 +599,11 @@ HIP_API hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, unsigned flags)
   HIP_ENTER();
   return Say(cuStreamWaitEvent(S(stream), E(event), flags));
 }
-HIP_API hipStreamAddCallback(hipStream_t stream, hipStreamCallback_t callback, void* data, unsigned flags) {
+HIP_API hipStreamAddCallback(hipStream_t stream, hipStreamCallback_t callback, void* data,
+                             unsigned flags) {
   HIP_ENTER();
-  return Say(cuStreamAddCallback(S(stream), reinterpret_cast<CUstreamCallback>(callback), data, flags));
+  return Say(
+      cuStreamAddCallback(S(stream), reinterpret_cast<CUstreamCallback>(callback), data, flags));
 }
 HIP_API hipLaunchHostFunc(hipStream_t stream, hipHostFn_t fn, void* data) {
   HIP_ENTER();
@@ -504,12 +621,14 @@ HIP_API hipStreamWriteValue64(hipStream_t stream, void* pointer, uint64_t value,
   HIP_ENTER();
   return Say(cuStreamWriteValue64(S(stream), At(pointer), value, 0));
 }
-HIP_API hipStreamWaitValue32(hipStream_t stream, void* pointer, uint32_t value, unsigned flags, uint32_t mask) {
+HIP_API hipStreamWaitValue32(hipStream_t stream, void* pointer, uint32_t value, unsigned flags,
+                             uint32_t mask) {
   HIP_ENTER();
   if (mask != 0xFFFFFFFFu) return Say(hipErrorNotSupported);
   return Say(cuStreamWaitValue32(S(stream), At(pointer), value, flags));
 }
-HIP_API hipStreamWaitValue64(hipStream_t stream, void* pointer, uint64_t value, unsigned flags, uint64_t mask) {
+HIP_API hipStreamWaitValue64(hipStream_t stream, void* pointer, uint64_t value, unsigned flags,
+                             uint64_t mask) {
   HIP_ENTER();
   if (mask != ~uint64_t{0}) return Say(hipErrorNotSupported);
   return Say(cuStreamWaitValue64(S(stream), At(pointer), value, flags));
@@ -520,14 +639,22 @@ HIP_API hipEventCreateWithFlags(hipEvent_t* event, unsigned flags) {
   // HIP's own flags (release scope, reverse order) change nothing here.
   return Say(cuEventCreate(reinterpret_cast<CUevent*>(event), flags & 0x7));
 }
-HIP_API hipEventCreate(hipEvent_t* event) { return hipEventCreateWithFlags(event, 0); }
-HIP_API hipEventDestroy(hipEvent_t event) { return Say(cuEventDestroy(E(event))); }
+HIP_API hipEventCreate(hipEvent_t* event) {
+  return hipEventCreateWithFlags(event, 0);
+}
+HIP_API hipEventDestroy(hipEvent_t event) {
+  return Say(cuEventDestroy(E(event)));
+}
 HIP_API hipEventRecord(hipEvent_t event, hipStream_t stream) {
   HIP_ENTER();
   return Say(cuEventRecord(E(event), S(stream)));
 }
-HIP_API hipEventQuery(hipEvent_t event) { return Say(cuEventQuery(E(event))); }
-HIP_API hipEventSynchronize(hipEvent_t event) { return Say(cuEventSynchronize(E(event))); }
+HIP_API hipEventQuery(hipEvent_t event) {
+  return Say(cuEventQuery(E(event)));
+}
+HIP_API hipEventSynchronize(hipEvent_t event) {
+  return Say(cuEventSynchronize(E(event)));
+}
 HIP_API hipEventElapsedTime(float* ms, hipEvent_t start, hipEvent_t end) {
   return Say(cuEventElapsedTime_v2(ms, E(start), E(end)));
 }
@@ -541,7 +668,9 @@ HIP_API hipMalloc(void** out, size_t bytes) {
   if (bytes == 0) return hipSuccess;
   return Say(cuMemAlloc(reinterpret_cast<CUdeviceptr*>(out), bytes));
 }
-HIP_API hipExtMallocWithFlags(void** out, size_t bytes, unsigned) { return hipMalloc(out, bytes); }
+HIP_API hipExtMallocWithFlags(void** out, size_t bytes, unsigned) {
+  return hipMalloc(out, bytes);
+}
 HIP_API hipMallocManaged(void** out, size_t bytes, unsigned flags) {
   HIP_ENTER();
   return Say(cuMemAllocManaged(reinterpret_cast<CUdeviceptr*>(out), bytes, flags));
@@ -550,7 +679,8 @@ HIP_API hipMallocPitch(void** out, size_t* pitch, size_t width, size_t height) {
   HIP_ENTER();
   return Say(cuMemAllocPitch(reinterpret_cast<CUdeviceptr*>(out), pitch, width, height, 4));
 }
-HIP_API hipMemAllocPitch(hipDeviceptr_t* out, size_t* pitch, size_t width, size_t height, unsigned element) {
+HIP_API hipMemAllocPitch(hipDeviceptr_t* out, size_t* pitch, size_t width, size_t height,
+                         unsigned element) {
   HIP_ENTER();
   return Say(cuMemAllocPitch(reinterpret_cast<CUdeviceptr*>(out), pitch, width, height, element));
 }
@@ -559,8 +689,10 @@ HIP_API hipMalloc3D(hipPitchedPtr* out, hipExtent extent) {
   if (out == nullptr) return Say(hipErrorInvalidValue);
   CUdeviceptr address = 0;
   size_t pitch = 0;
-  const CUresult result = cuMemAllocPitch(&address, &pitch, extent.width, extent.height * extent.depth, 4);
-  if (result == CUDA_SUCCESS) *out = {reinterpret_cast<void*>(address), pitch, extent.width, extent.height};
+  const CUresult result =
+      cuMemAllocPitch(&address, &pitch, extent.width, extent.height * extent.depth, 4);
+  if (result == CUDA_SUCCESS)
+    *out = {reinterpret_cast<void*>(address), pitch, extent.width, extent.height};
   return Say(result);
 }
 HIP_API hipFree(void* pointer) {
@@ -571,15 +703,23 @@ HIP_API hipHostMalloc(void** out, size_t bytes, unsigned flags) {
   HIP_ENTER();
   return Say(cuMemHostAlloc(out, bytes, flags & 0x7));
 }
-HIP_API hipHostAlloc(void** out, size_t bytes, unsigned flags) { return hipHostMalloc(out, bytes, flags); }
-HIP_API hipMallocHost(void** out, size_t bytes) { return hipHostMalloc(out, bytes, 0); }
-HIP_API hipMemAllocHost(void** out, size_t bytes) { return hipHostMalloc(out, bytes, 0); }
+HIP_API hipHostAlloc(void** out, size_t bytes, unsigned flags) {
+  return hipHostMalloc(out, bytes, flags);
+}
+HIP_API hipMallocHost(void** out, size_t bytes) {
+  return hipHostMalloc(out, bytes, 0);
+}
+HIP_API hipMemAllocHost(void** out, size_t bytes) {
+  return hipHostMalloc(out, bytes, 0);
+}
 HIP_API hipHostFree(void* pointer) {
   HIP_ENTER();
   if (pointer == nullptr) return hipSuccess;
   return Say(cuMemFreeHost(pointer));
 }
-HIP_API hipFreeHost(void* pointer) { return hipHostFree(pointer); }
+HIP_API hipFreeHost(void* pointer) {
+  return hipHostFree(pointer);
+}
 HIP_API hipHostRegister(void* pointer, size_t bytes, unsigned flags) {
   HIP_ENTER();
   return Say(cuMemHostRegister_v2(pointer, bytes, flags & 0x7));
@@ -616,13 +756,15 @@ HIP_API hipPointerGetAttributes(hipPointerAttribute_t* out, const void* pointer)
   HIP_ENTER();
   if (out == nullptr) return Say(hipErrorInvalidValue);
   CUmemorytype type;
-  if (CUresult r = cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, At(pointer))) return Say(r);
+  if (CUresult r = cuPointerGetAttribute(&type, CU_POINTER_ATTRIBUTE_MEMORY_TYPE, At(pointer)))
+    return Say(r);
   unsigned managed = 0;
   cuPointerGetAttribute(&managed, CU_POINTER_ATTRIBUTE_IS_MANAGED, At(pointer));
   std::memset(out, 0, sizeof *out);
   out->memoryType = type == CU_MEMORYTYPE_HOST ? hipMemoryTypeHost : hipMemoryTypeDevice;
   out->devicePointer = const_cast<void*>(pointer);
-  out->hostPointer = type == CU_MEMORYTYPE_HOST || managed != 0 ? const_cast<void*>(pointer) : nullptr;
+  out->hostPointer =
+      type == CU_MEMORYTYPE_HOST || managed != 0 ? const_cast<void*>(pointer) : nullptr;
   out->isManaged = static_cast<int>(managed);
   cuPointerGetAttribute(&out->device, CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, At(pointer));
   return hipSuccess;
@@ -661,23 +803,29 @@ HIP_API hipMemPoolCreate(hipMemPool_t* pool, const hipMemPoolProps* props) {
   p.location.id = props->location.id;
   return Say(cuMemPoolCreate(reinterpret_cast<CUmemoryPool*>(pool), &p));
 }
-HIP_API hipMemPoolDestroy(hipMemPool_t pool) { return Say(cuMemPoolDestroy(reinterpret_cast<CUmemoryPool>(pool))); }
+HIP_API hipMemPoolDestroy(hipMemPool_t pool) {
+  return Say(cuMemPoolDestroy(reinterpret_cast<CUmemoryPool>(pool)));
+}
 HIP_API hipMemPoolTrimTo(hipMemPool_t pool, size_t keep) {
   return Say(cuMemPoolTrimTo(reinterpret_cast<CUmemoryPool>(pool), keep));
 }
 HIP_API hipMemPoolSetAttribute(hipMemPool_t pool, hipMemPoolAttr attribute, void* value) {
-  return Say(cuMemPoolSetAttribute(reinterpret_cast<CUmemoryPool>(pool), static_cast<CUmemPool_attribute>(attribute),
-                                   value));
+  return Say(cuMemPoolSetAttribute(reinterpret_cast<CUmemoryPool>(pool),
+                                   static_cast<CUmemPool_attribute>(attribute), value));
 }
 HIP_API hipMemPoolGetAttribute(hipMemPool_t pool, hipMemPoolAttr attribute, void* value) {
-  return Say(cuMemPoolGetAttribute(reinterpret_cast<CUmemoryPool>(pool), static_cast<CUmemPool_attribute>(attribute),
-                                   value));
+  return Say(cuMemPoolGetAttribute(reinterpret_cast<CUmemoryPool>(pool),
+                                   static_cast<CUmemPool_attribute>(attribute), value));
 }
-HIP_API hipMemAddressReserve(void** out, size_t bytes, size_t alignment, void* address, unsigned long long flags) {
+HIP_API hipMemAddressReserve(void** out, size_t bytes, size_t alignment, void* address,
+                             unsigned long long flags) {
   HIP_ENTER();
-  return Say(cuMemAddressReserve(reinterpret_cast<CUdeviceptr*>(out), bytes, alignment, At(address), flags));
+  return Say(cuMemAddressReserve(reinterpret_cast<CUdeviceptr*>(out), bytes, alignment, At(address),
+                                 flags));
 }
-HIP_API hipMemAddressFree(void* pointer, size_t bytes) { return Say(cuMemAddressFree(At(pointer), bytes)); }
+HIP_API hipMemAddressFree(void* pointer, size_t bytes) {
+  return Say(cuMemAddressFree(At(pointer), bytes));
+}
 
 namespace {
 CUmemAllocationProp Prop(const hipMemAllocationProp& prop) {
@@ -689,8 +837,8 @@ CUmemAllocationProp Prop(const hipMemAllocationProp& prop) {
 }
 }  // namespace
 
-HIP_API hipMemCreate(hipMemGenericAllocationHandle_t* out, size_t bytes, const hipMemAllocationProp* prop,
-                     unsigned long long flags) {
+HIP_API hipMemCreate(hipMemGenericAllocationHandle_t* out, size_t bytes,
+                     const hipMemAllocationProp* prop, unsigned long long flags) {
   HIP_ENTER();
   if (prop == nullptr || out == nullptr) return Say(hipErrorInvalidValue);
   const CUmemAllocationProp p = Prop(*prop);
@@ -699,11 +847,14 @@ HIP_API hipMemCreate(hipMemGenericAllocationHandle_t* out, size_t bytes, const h
 HIP_API hipMemRelease(hipMemGenericAllocationHandle_t handle) {
   return Say(cuMemRelease(reinterpret_cast<CUmemGenericAllocationHandle>(handle)));
 }
-HIP_API hipMemMap(void* pointer, size_t bytes, size_t offset, hipMemGenericAllocationHandle_t handle,
-                  unsigned long long flags) {
-  return Say(cuMemMap(At(pointer), bytes, offset, reinterpret_cast<CUmemGenericAllocationHandle>(handle), flags));
+HIP_API hipMemMap(void* pointer, size_t bytes, size_t offset,
+                  hipMemGenericAllocationHandle_t handle, unsigned long long flags) {
+  return Say(cuMemMap(At(pointer), bytes, offset,
+                      reinterpret_cast<CUmemGenericAllocationHandle>(handle), flags));
 }
-HIP_API hipMemUnmap(void* pointer, size_t bytes) { return Say(cuMemUnmap(At(pointer), bytes)); }
+HIP_API hipMemUnmap(void* pointer, size_t bytes) {
+  return Say(cuMemUnmap(At(pointer), bytes));
+}
 HIP_API hipMemSetAccess(void* pointer, size_t bytes, const hipMemAccessDesc*, size_t count) {
   const CUmemAccessDesc any{};
   return Say(cuMemSetAccess(At(pointer), bytes, &any, count));
@@ -712,7 +863,8 @@ HIP_API hipMemGetAllocationGranularity(size_t* out, const hipMemAllocationProp* 
                                        hipMemAllocationGranularity_flags option) {
   if (prop == nullptr) return Say(hipErrorInvalidValue);
   const CUmemAllocationProp p = Prop(*prop);
-  return Say(cuMemGetAllocationGranularity(out, &p, static_cast<CUmemAllocationGranularity_flags>(option)));
+  return Say(cuMemGetAllocationGranularity(out, &p,
+                                           static_cast<CUmemAllocationGranularity_flags>(option)));
 }
 HIP_API hipMemPrefetchAsync(const void* pointer, size_t, int, hipStream_t stream) {
   HIP_ENTER();
@@ -748,7 +900,8 @@ HIP_API hipMemcpyAsync(void* dst, const void* src, size_t n, hipMemcpyKind, hipS
   HIP_ENTER();
   return Say(Copy(dst, src, n, S(stream), true));
 }
-HIP_API hipMemcpyWithStream(void* dst, const void* src, size_t n, hipMemcpyKind, hipStream_t stream) {
+HIP_API hipMemcpyWithStream(void* dst, const void* src, size_t n, hipMemcpyKind,
+                            hipStream_t stream) {
   HIP_ENTER();
   if (CUresult r = Copy(dst, src, n, S(stream), true)) return Say(r);
   return Say(cuStreamSynchronize(S(stream)));
@@ -785,22 +938,22 @@ HIP_API hipMemcpyPeerAsync(void* dst, int, const void* src, int, size_t n, hipSt
   HIP_ENTER();
   return Say(cuMemcpyDtoDAsync(At(dst), At(src), n, S(stream)));
 }
-HIP_API hipMemcpy2D(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width, size_t height,
-                    hipMemcpyKind) {
+HIP_API hipMemcpy2D(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width,
+                    size_t height, hipMemcpyKind) {
   HIP_ENTER();
   const CUDA_MEMCPY2D box = Box(dst, dst_pitch, src, src_pitch, width, height);
   return Say(cuMemcpy2D(&box));
 }
-HIP_API hipMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size_t src_pitch, size_t width, size_t height,
-                         hipMemcpyKind, hipStream_t stream) {
+HIP_API hipMemcpy2DAsync(void* dst, size_t dst_pitch, const void* src, size_t src_pitch,
+                         size_t width, size_t height, hipMemcpyKind, hipStream_t stream) {
   HIP_ENTER();
   const CUDA_MEMCPY2D box = Box(dst, dst_pitch, src, src_pitch, width, height);
   return Say(cuMemcpy2DAsync(&box, S(stream)));
 }
 
 namespace {
-hipError_t Fill(const void* p, size_t pitch, unsigned value, unsigned element, size_t width, size_t height,
-                hipStream_t stream, bool async) {
+hipError_t Fill(const void* p, size_t pitch, unsigned value, unsigned element, size_t width,
+                size_t height, hipStream_t stream, bool async) {
   HIP_ENTER();
   const CUstream s = S(stream);
   CUresult r;
@@ -808,8 +961,9 @@ hipError_t Fill(const void* p, size_t pitch, unsigned value, unsigned element, s
     r = async ? cuMemsetD2D8Async(At(p), pitch, static_cast<unsigned char>(value), width, height, s)
               : cuMemsetD2D8(At(p), pitch, static_cast<unsigned char>(value), width, height);
   } else if (element == 2) {
-    r = async ? cuMemsetD2D16Async(At(p), pitch, static_cast<unsigned short>(value), width, height, s)
-              : cuMemsetD2D16(At(p), pitch, static_cast<unsigned short>(value), width, height);
+    r = async
+            ? cuMemsetD2D16Async(At(p), pitch, static_cast<unsigned short>(value), width, height, s)
+            : cuMemsetD2D16(At(p), pitch, static_cast<unsigned short>(value), width, height);
   } else {
     r = async ? cuMemsetD2D32Async(At(p), pitch, value, width, height, s)
               : cuMemsetD2D32(At(p), pitch, value, width, height);
@@ -818,7 +972,9 @@ hipError_t Fill(const void* p, size_t pitch, unsigned value, unsigned element, s
 }
 }  // namespace
 
-HIP_API hipMemset(void* p, int v, size_t n) { return Fill(p, 0, static_cast<unsigned>(v), 1, n, 1, nullptr, false); }
+HIP_API hipMemset(void* p, int v, size_t n) {
+  return Fill(p, 0, static_cast<unsigned>(v), 1, n, 1, nullptr, false);
+}
 HIP_API hipMemsetAsync(void* p, int v, size_t n, hipStream_t s) {
   return Fill(p, 0, static_cast<unsigned>(v), 1, n, 1, s, true);
 }
@@ -829,16 +985,21 @@ HIP_API hipMemset2DAsync(void* p, size_t pitch, int v, size_t w, size_t h, hipSt
   return Fill(p, pitch, static_cast<unsigned>(v), 1, w, h, s, true);
 }
 HIP_API hipMemset3D(hipPitchedPtr p, int v, hipExtent e) {
-  return Fill(p.ptr, p.pitch, static_cast<unsigned>(v), 1, e.width, e.height * e.depth, nullptr, false);
+  return Fill(p.ptr, p.pitch, static_cast<unsigned>(v), 1, e.width, e.height * e.depth, nullptr,
+              false);
 }
 HIP_API hipMemset3DAsync(hipPitchedPtr p, int v, hipExtent e, hipStream_t s) {
   return Fill(p.ptr, p.pitch, static_cast<unsigned>(v), 1, e.width, e.height * e.depth, s, true);
 }
-HIP_API hipMemsetD8(hipDeviceptr_t p, unsigned char v, size_t n) { return Fill(p, 0, v, 1, n, 1, nullptr, false); }
+HIP_API hipMemsetD8(hipDeviceptr_t p, unsigned char v, size_t n) {
+  return Fill(p, 0, v, 1, n, 1, nullptr, false);
+}
 HIP_API hipMemsetD8Async(hipDeviceptr_t p, unsigned char v, size_t n, hipStream_t s) {
   return Fill(p, 0, v, 1, n, 1, s, true);
 }
-HIP_API hipMemsetD16(hipDeviceptr_t p, unsigned short v, size_t n) { return Fill(p, 0, v, 2, n, 1, nullptr, false); }
+HIP_API hipMemsetD16(hipDeviceptr_t p, unsigned short v, size_t n) {
+  return Fill(p, 0, v, 2, n, 1, nullptr, false);
+}
 HIP_API hipMemsetD16Async(hipDeviceptr_t p, unsigned short v, size_t n, hipStream_t s) {
   return Fill(p, 0, v, 2, n, 1, s, true);
 }
@@ -855,7 +1016,8 @@ HIP_API hipModuleLoadData(hipModule_t* module, const void* image) {
   HIP_ENTER();
   return Say(cuModuleLoadData(reinterpret_cast<CUmodule*>(module), image));
 }
-HIP_API hipModuleLoadDataEx(hipModule_t* module, const void* image, unsigned, hipJitOption*, void**) {
+HIP_API hipModuleLoadDataEx(hipModule_t* module, const void* image, unsigned, hipJitOption*,
+                            void**) {
   return hipModuleLoadData(module, image);
 }
 HIP_API hipModuleLoad(hipModule_t* module, const char* path) {
@@ -868,12 +1030,14 @@ HIP_API hipModuleUnload(hipModule_t module) {
 }
 HIP_API hipModuleGetFunction(hipFunction_t* function, hipModule_t module, const char* name) {
   HIP_ENTER();
-  return Say(cuModuleGetFunction(reinterpret_cast<CUfunction*>(function), reinterpret_cast<CUmodule>(module), name));
+  return Say(cuModuleGetFunction(reinterpret_cast<CUfunction*>(function),
+                                 reinterpret_cast<CUmodule>(module), name));
 }
-HIP_API hipModuleGetGlobal(hipDeviceptr_t* address, size_t* bytes, hipModule_t module, const char* name) {
+HIP_API hipModuleGetGlobal(hipDeviceptr_t* address, size_t* bytes, hipModule_t module,
+                           const char* name) {
   HIP_ENTER();
-  return Say(cuModuleGetGlobal(reinterpret_cast<CUdeviceptr*>(address), bytes, reinterpret_cast<CUmodule>(module),
-                               name));
+  return Say(cuModuleGetGlobal(reinterpret_cast<CUdeviceptr*>(address), bytes,
+                               reinterpret_cast<CUmodule>(module), name));
 }
 HIP_API hipFuncGetAttribute(int* value, hipFunction_attribute attribute, hipFunction_t function) {
   return Say(cuFuncGetAttribute(value, static_cast<CUfunction_attribute>(attribute), F(function)));
@@ -887,7 +1051,8 @@ HIP_API hipFuncGetAttributes(hipFuncAttributes* out, const void* pointer) {
   int shared = 0;
   if (CUresult r = cuFuncGetAttribute(&out->numRegs, CU_FUNC_ATTRIBUTE_NUM_REGS, f)) return Say(r);
   cuFuncGetAttribute(&out->maxThreadsPerBlock, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, f);
-  cuFuncGetAttribute(&out->maxDynamicSharedSizeBytes, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, f);
+  cuFuncGetAttribute(&out->maxDynamicSharedSizeBytes,
+                     CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, f);
   cuFuncGetAttribute(&shared, CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, f);
   out->sharedSizeBytes = static_cast<size_t>(shared);
   return hipSuccess;
@@ -898,54 +1063,64 @@ HIP_API hipFuncSetAttribute(const void* pointer, hipFuncAttribute attribute, int
   if (CUresult r = FunctionOf(pointer, &f)) return Say(r);
   return Say(cuFuncSetAttribute(f, static_cast<CUfunction_attribute>(attribute), value));
 }
-HIP_API hipFuncSetCacheConfig(const void*, hipFuncCache_t) { return hipSuccess; }
+HIP_API hipFuncSetCacheConfig(const void*, hipFuncCache_t) {
+  return hipSuccess;
+}
 
-HIP_API hipModuleLaunchKernel(hipFunction_t f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                              unsigned bz, unsigned shared, hipStream_t stream, void** params, void** extra) {
+HIP_API hipModuleLaunchKernel(hipFunction_t f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                              unsigned by, unsigned bz, unsigned shared, hipStream_t stream,
+                              void** params, void** extra) {
   HIP_ENTER();
   return Say(Launch(F(f), dim3(gx, gy, gz), dim3(bx, by, bz), shared, S(stream), params, extra));
 }
-HIP_API hipLaunchKernel(const void* f, dim3 grid, dim3 block, void** args, size_t shared, hipStream_t stream) {
+HIP_API hipLaunchKernel(const void* f, dim3 grid, dim3 block, void** args, size_t shared,
+                        hipStream_t stream) {
   HIP_ENTER();
   CUfunction function;
   if (CUresult r = FunctionOf(f, &function)) return Say(r);
-  return Say(Launch(function, grid, block, static_cast<unsigned>(shared), S(stream), args, nullptr));
+  return Say(
+      Launch(function, grid, block, static_cast<unsigned>(shared), S(stream), args, nullptr));
 }
-HIP_API hipExtLaunchKernel(const void* f, dim3 grid, dim3 block, void** args, size_t shared, hipStream_t stream,
-                           hipEvent_t start, hipEvent_t stop, int) {
+HIP_API hipExtLaunchKernel(const void* f, dim3 grid, dim3 block, void** args, size_t shared,
+                           hipStream_t stream, hipEvent_t start, hipEvent_t stop, int) {
   HIP_ENTER();
   CUfunction function;
   if (CUresult r = FunctionOf(f, &function)) return Say(r);
-  return Say(Launch(function, grid, block, static_cast<unsigned>(shared), S(stream), args, nullptr, start, stop));
+  return Say(Launch(function, grid, block, static_cast<unsigned>(shared), S(stream), args, nullptr,
+                    start, stop));
 }
-HIP_API hipLaunchCooperativeKernel(const void* f, dim3 grid, dim3 block, void** args, unsigned shared,
-                                   hipStream_t stream) {
+HIP_API hipLaunchCooperativeKernel(const void* f, dim3 grid, dim3 block, void** args,
+                                   unsigned shared, hipStream_t stream) {
   HIP_ENTER();
   CUfunction function;
   if (CUresult r = FunctionOf(f, &function)) return Say(r);
-  return Say(cuLaunchCooperativeKernel(function, grid.x, grid.y, grid.z, block.x, block.y, block.z, shared, S(stream),
-                                       args));
+  return Say(cuLaunchCooperativeKernel(function, grid.x, grid.y, grid.z, block.x, block.y, block.z,
+                                       shared, S(stream), args));
 }
-HIP_API hipModuleLaunchCooperativeKernel(hipFunction_t f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
-                                         unsigned by, unsigned bz, unsigned shared, hipStream_t stream,
-                                         void** params) {
+HIP_API hipModuleLaunchCooperativeKernel(hipFunction_t f, unsigned gx, unsigned gy, unsigned gz,
+                                         unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                                         hipStream_t stream, void** params) {
   HIP_ENTER();
   return Say(cuLaunchCooperativeKernel(F(f), gx, gy, gz, bx, by, bz, shared, S(stream), params));
 }
 
 // These two have C++ names, and count threads, not blocks.
-HIP_API_CXX hipExtModuleLaunchKernel(hipFunction_t f, uint32_t tx, uint32_t ty, uint32_t tz, uint32_t bx, uint32_t by,
-                                     uint32_t bz, size_t shared, hipStream_t stream, void** params, void** extra,
+HIP_API_CXX hipExtModuleLaunchKernel(hipFunction_t f, uint32_t tx, uint32_t ty, uint32_t tz,
+                                     uint32_t bx, uint32_t by, uint32_t bz, size_t shared,
+                                     hipStream_t stream, void** params, void** extra,
                                      hipEvent_t start, hipEvent_t stop, uint32_t) {
   HIP_ENTER();
   if (bx == 0 || by == 0 || bz == 0) return Say(hipErrorInvalidValue);
-  return Say(Launch(F(f), dim3((tx + bx - 1) / bx, (ty + by - 1) / by, (tz + bz - 1) / bz), dim3(bx, by, bz),
-                    static_cast<unsigned>(shared), S(stream), params, extra, start, stop));
+  return Say(Launch(F(f), dim3((tx + bx - 1) / bx, (ty + by - 1) / by, (tz + bz - 1) / bz),
+                    dim3(bx, by, bz), static_cast<unsigned>(shared), S(stream), params, extra,
+                    start, stop));
 }
-HIP_API_CXX hipHccModuleLaunchKernel(hipFunction_t f, uint32_t tx, uint32_t ty, uint32_t tz, uint32_t bx, uint32_t by,
-                                     uint32_t bz, size_t shared, hipStream_t stream, void** params, void** extra,
+HIP_API_CXX hipHccModuleLaunchKernel(hipFunction_t f, uint32_t tx, uint32_t ty, uint32_t tz,
+                                     uint32_t bx, uint32_t by, uint32_t bz, size_t shared,
+                                     hipStream_t stream, void** params, void** extra,
                                      hipEvent_t start, hipEvent_t stop) {
-  return hipExtModuleLaunchKernel(f, tx, ty, tz, bx, by, bz, shared, stream, params, extra, start, stop, 0);
+  return hipExtModuleLaunchKernel(f, tx, ty, tz, bx, by, bz, shared, stream, params, extra, start,
+                                  stop, 0);
 }
 
 namespace {
@@ -985,15 +1160,16 @@ extern "C" __attribute__((visibility("default"))) void __hipUnregisterFatBinary(
   std::erase_if(r.variables, [&](const auto& k) { return k.second.image == *modules; });
   delete modules;
 }
-extern "C" __attribute__((visibility("default"))) void __hipRegisterFunction(void** modules, const void* host, char*,
-                                                                            const char* name, unsigned, void*, void*,
-                                                                            void*, void*, int*) {
+extern "C" __attribute__((visibility("default"))) void __hipRegisterFunction(
+    void** modules, const void* host, char*, const char* name, unsigned, void*, void*, void*, void*,
+    int*) {
   if (modules == nullptr || name == nullptr) return;
   std::lock_guard<std::mutex> guard(Lock());
   TheRegistry().kernels[host] = {name, *modules};
 }
-extern "C" __attribute__((visibility("default"))) void __hipRegisterVar(void** modules, void* host, char*, char* name,
-                                                                       int, size_t, int, int) {
+extern "C" __attribute__((visibility("default"))) void __hipRegisterVar(void** modules, void* host,
+                                                                        char*, char* name, int,
+                                                                        size_t, int, int) {
   if (modules == nullptr || name == nullptr) return;
   std::lock_guard<std::mutex> guard(Lock());
   TheRegistry().variables[host] = {name, *modules};
@@ -1020,7 +1196,8 @@ HIP_API hipGetSymbolSize(size_t* bytes, const void* symbol) {
   CUdeviceptr address;
   return Say(SymbolOf(symbol, &address, bytes));
 }
-HIP_API hipMemcpyToSymbol(const void* symbol, const void* src, size_t n, size_t offset, hipMemcpyKind) {
+HIP_API hipMemcpyToSymbol(const void* symbol, const void* src, size_t n, size_t offset,
+                          hipMemcpyKind) {
   HIP_ENTER();
   CUdeviceptr address;
   size_t bytes;
@@ -1037,25 +1214,30 @@ HIP_API hipMemcpyFromSymbol(void* dst, const void* symbol, size_t n, size_t offs
   return Say(cuMemcpy(At(dst), address + offset, n));
 }
 
-HIP_API hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, hipFunction_t f, int threads, size_t shared) {
+HIP_API hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, hipFunction_t f,
+                                                           int threads, size_t shared) {
   HIP_ENTER();
   return Say(cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, F(f), threads, shared));
 }
-HIP_API hipModuleOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, hipFunction_t f, int threads,
-                                                                    size_t shared, unsigned) {
+HIP_API hipModuleOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, hipFunction_t f,
+                                                                    int threads, size_t shared,
+                                                                    unsigned) {
   return hipModuleOccupancyMaxActiveBlocksPerMultiprocessor(blocks, f, threads, shared);
 }
-HIP_API hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* f, int threads, size_t shared) {
+HIP_API hipOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* f, int threads,
+                                                     size_t shared) {
   HIP_ENTER();
   CUfunction function;
   if (CUresult r = FunctionOf(f, &function)) return Say(r);
   return Say(cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared));
 }
-HIP_API hipOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* f, int threads, size_t shared,
+HIP_API hipOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* f,
+                                                              int threads, size_t shared,
                                                               unsigned) {
   return hipOccupancyMaxActiveBlocksPerMultiprocessor(blocks, f, threads, shared);
 }
-HIP_API hipModuleOccupancyMaxPotentialBlockSize(int* grid, int* block, hipFunction_t f, size_t shared, int limit) {
+HIP_API hipModuleOccupancyMaxPotentialBlockSize(int* grid, int* block, hipFunction_t f,
+                                                size_t shared, int limit) {
   HIP_ENTER();
   return Say(cuOccupancyMaxPotentialBlockSize(grid, block, F(f), nullptr, shared, limit));
 }
@@ -1074,20 +1256,24 @@ HIP_API hipStreamIsCapturing(hipStream_t stream, hipStreamCaptureStatus* status)
   HIP_ENTER();
   return Say(cuStreamIsCapturing(S(stream), reinterpret_cast<CUstreamCaptureStatus*>(status)));
 }
-HIP_API hipStreamGetCaptureInfo_v2(hipStream_t stream, hipStreamCaptureStatus* status, unsigned long long* id,
-                                   hipGraph_t* graph, const hipGraphNode_t** nodes, size_t* count) {
+HIP_API hipStreamGetCaptureInfo_v2(hipStream_t stream, hipStreamCaptureStatus* status,
+                                   unsigned long long* id, hipGraph_t* graph,
+                                   const hipGraphNode_t** nodes, size_t* count) {
   HIP_ENTER();
   cuuint64_t number = 0;
-  const CUresult r = cuStreamGetCaptureInfo_v3(S(stream), reinterpret_cast<CUstreamCaptureStatus*>(status), &number,
-                                               reinterpret_cast<CUgraph*>(graph),
-                                               reinterpret_cast<const CUgraphNode**>(nodes), nullptr, count);
+  const CUresult r =
+      cuStreamGetCaptureInfo_v3(S(stream), reinterpret_cast<CUstreamCaptureStatus*>(status),
+                                &number, reinterpret_cast<CUgraph*>(graph),
+                                reinterpret_cast<const CUgraphNode**>(nodes), nullptr, count);
   if (id != nullptr) *id = number;
   return Say(r);
 }
-HIP_API hipStreamGetCaptureInfo(hipStream_t stream, hipStreamCaptureStatus* status, unsigned long long* id) {
+HIP_API hipStreamGetCaptureInfo(hipStream_t stream, hipStreamCaptureStatus* status,
+                                unsigned long long* id) {
   return hipStreamGetCaptureInfo_v2(stream, status, id, nullptr, nullptr, nullptr);
 }
-HIP_API hipStreamUpdateCaptureDependencies(hipStream_t stream, hipGraphNode_t* nodes, size_t count, unsigned flags) {
+HIP_API hipStreamUpdateCaptureDependencies(hipStream_t stream, hipGraphNode_t* nodes, size_t count,
+                                           unsigned flags) {
   HIP_ENTER();
   return Say(cuStreamUpdateCaptureDependencies_v2(S(stream), N(nodes), nullptr, count, flags));
 }
@@ -1099,12 +1285,14 @@ HIP_API hipGraphCreate(hipGraph_t* graph, unsigned flags) {
   HIP_ENTER();
   return Say(cuGraphCreate(reinterpret_cast<CUgraph*>(graph), flags));
 }
-HIP_API hipGraphDestroy(hipGraph_t graph) { return Say(cuGraphDestroy(G(graph))); }
+HIP_API hipGraphDestroy(hipGraph_t graph) {
+  return Say(cuGraphDestroy(G(graph)));
+}
 HIP_API hipGraphClone(hipGraph_t* out, hipGraph_t graph) {
   return Say(cuGraphClone(reinterpret_cast<CUgraph*>(out), G(graph)));
 }
-HIP_API hipGraphAddKernelNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs, size_t count,
-                              const hipKernelNodeParams* params) {
+HIP_API hipGraphAddKernelNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs,
+                              size_t count, const hipKernelNodeParams* params) {
   HIP_ENTER();
   CUfunction f;
   if (params == nullptr) return Say(hipErrorInvalidValue);
@@ -1134,7 +1322,8 @@ HIP_API hipGraphKernelNodeSetParams(hipGraphNode_t node, const hipKernelNodePara
   const CUDA_KERNEL_NODE_PARAMS p = NodeParams(*params, f, extras.given);
   return Say(cuGraphKernelNodeSetParams_v2(N(node), &p));
 }
-HIP_API hipGraphExecKernelNodeSetParams(hipGraphExec_t exec, hipGraphNode_t node, const hipKernelNodeParams* params) {
+HIP_API hipGraphExecKernelNodeSetParams(hipGraphExec_t exec, hipGraphNode_t node,
+                                        const hipKernelNodeParams* params) {
   HIP_ENTER();
   CUfunction f;
   if (params == nullptr) return Say(hipErrorInvalidValue);
@@ -1143,8 +1332,9 @@ HIP_API hipGraphExecKernelNodeSetParams(hipGraphExec_t exec, hipGraphNode_t node
   const CUDA_KERNEL_NODE_PARAMS p = NodeParams(*params, f, extras.given);
   return Say(cuGraphExecKernelNodeSetParams_v2(X(exec), N(node), &p));
 }
-HIP_API hipGraphAddMemcpyNode1D(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs, size_t count,
-                                void* dst, const void* src, size_t bytes, hipMemcpyKind) {
+HIP_API hipGraphAddMemcpyNode1D(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs,
+                                size_t count, void* dst, const void* src, size_t bytes,
+                                hipMemcpyKind) {
   HIP_ENTER();
   CUDA_MEMCPY3D box{};
   box.srcMemoryType = box.dstMemoryType = CU_MEMORYTYPE_UNIFIED;
@@ -1154,16 +1344,16 @@ HIP_API hipGraphAddMemcpyNode1D(hipGraphNode_t* out, hipGraph_t graph, const hip
   box.Height = box.Depth = 1;
   return Say(cuGraphAddMemcpyNode(N(out), G(graph), N(needs), count, &box, nullptr));
 }
-HIP_API hipGraphAddMemsetNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs, size_t count,
-                              const hipMemsetParams* params) {
+HIP_API hipGraphAddMemsetNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs,
+                              size_t count, const hipMemsetParams* params) {
   HIP_ENTER();
   if (params == nullptr) return Say(hipErrorInvalidValue);
   const CUDA_MEMSET_NODE_PARAMS p{At(params->dst),     params->pitch, params->value,
                                   params->elementSize, params->width, params->height};
   return Say(cuGraphAddMemsetNode(N(out), G(graph), N(needs), count, &p, nullptr));
 }
-HIP_API hipGraphAddHostNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs, size_t count,
-                            const hipHostNodeParams* params) {
+HIP_API hipGraphAddHostNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs,
+                            size_t count, const hipHostNodeParams* params) {
   HIP_ENTER();
   if (params == nullptr) return Say(hipErrorInvalidValue);
   CUDA_HOST_NODE_PARAMS p{};
@@ -1171,20 +1361,22 @@ HIP_API hipGraphAddHostNode(hipGraphNode_t* out, hipGraph_t graph, const hipGrap
   p.userData = params->userData;
   return Say(cuGraphAddHostNode(N(out), G(graph), N(needs), count, &p));
 }
-HIP_API hipGraphAddEmptyNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs, size_t count) {
+HIP_API hipGraphAddEmptyNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs,
+                             size_t count) {
   HIP_ENTER();
   return Say(cuGraphAddEmptyNode(N(out), G(graph), N(needs), count));
 }
-HIP_API hipGraphAddChildGraphNode(hipGraphNode_t* out, hipGraph_t graph, const hipGraphNode_t* needs, size_t count,
-                                  hipGraph_t child) {
+HIP_API hipGraphAddChildGraphNode(hipGraphNode_t* out, hipGraph_t graph,
+                                  const hipGraphNode_t* needs, size_t count, hipGraph_t child) {
   HIP_ENTER();
   return Say(cuGraphAddChildGraphNode(N(out), G(graph), N(needs), count, G(child)));
 }
-HIP_API hipGraphAddDependencies(hipGraph_t graph, const hipGraphNode_t* from, const hipGraphNode_t* to, size_t count) {
+HIP_API hipGraphAddDependencies(hipGraph_t graph, const hipGraphNode_t* from,
+                                const hipGraphNode_t* to, size_t count) {
   return Say(cuGraphAddDependencies_v2(G(graph), N(from), N(to), nullptr, count));
 }
-HIP_API hipGraphRemoveDependencies(hipGraph_t graph, const hipGraphNode_t* from, const hipGraphNode_t* to,
-                                   size_t count) {
+HIP_API hipGraphRemoveDependencies(hipGraph_t graph, const hipGraphNode_t* from,
+                                   const hipGraphNode_t* to, size_t count) {
   return Say(cuGraphRemoveDependencies_v2(G(graph), N(from), N(to), nullptr, count));
 }
 HIP_API hipGraphGetNodes(hipGraph_t graph, hipGraphNode_t* nodes, size_t* count) {
@@ -1193,7 +1385,8 @@ HIP_API hipGraphGetNodes(hipGraph_t graph, hipGraphNode_t* nodes, size_t* count)
 HIP_API hipGraphGetRootNodes(hipGraph_t graph, hipGraphNode_t* nodes, size_t* count) {
   return Say(cuGraphGetRootNodes(G(graph), N(nodes), count));
 }
-HIP_API hipGraphGetEdges(hipGraph_t graph, hipGraphNode_t* from, hipGraphNode_t* to, size_t* count) {
+HIP_API hipGraphGetEdges(hipGraph_t graph, hipGraphNode_t* from, hipGraphNode_t* to,
+                         size_t* count) {
   return Say(cuGraphGetEdges_v2(G(graph), N(from), N(to), nullptr, count));
 }
 HIP_API hipGraphNodeGetDependencies(hipGraphNode_t node, hipGraphNode_t* nodes, size_t* count) {
@@ -1207,21 +1400,37 @@ HIP_API hipGraphNodeGetType(hipGraphNode_t node, hipGraphNodeType* type) {
   if (type == nullptr) return Say(hipErrorInvalidValue);
   if (CUresult r = cuGraphNodeGetType(N(node), &t)) return Say(r);
   switch (t) {
-    case CU_GRAPH_NODE_TYPE_KERNEL: *type = hipGraphNodeTypeKernel; break;
-    case CU_GRAPH_NODE_TYPE_MEMCPY: *type = hipGraphNodeTypeMemcpy; break;
-    case CU_GRAPH_NODE_TYPE_MEMSET: *type = hipGraphNodeTypeMemset; break;
-    case CU_GRAPH_NODE_TYPE_HOST: *type = hipGraphNodeTypeHost; break;
-    case CU_GRAPH_NODE_TYPE_GRAPH: *type = hipGraphNodeTypeGraph; break;
-    case CU_GRAPH_NODE_TYPE_EVENT_RECORD: *type = hipGraphNodeTypeEventRecord; break;
-    default: *type = hipGraphNodeTypeEmpty;
+    case CU_GRAPH_NODE_TYPE_KERNEL:
+      *type = hipGraphNodeTypeKernel;
+      break;
+    case CU_GRAPH_NODE_TYPE_MEMCPY:
+      *type = hipGraphNodeTypeMemcpy;
+      break;
+    case CU_GRAPH_NODE_TYPE_MEMSET:
+      *type = hipGraphNodeTypeMemset;
+      break;
+    case CU_GRAPH_NODE_TYPE_HOST:
+      *type = hipGraphNodeTypeHost;
+      break;
+    case CU_GRAPH_NODE_TYPE_GRAPH:
+      *type = hipGraphNodeTypeGraph;
+      break;
+    case CU_GRAPH_NODE_TYPE_EVENT_RECORD:
+      *type = hipGraphNodeTypeEventRecord;
+      break;
+    default:
+      *type = hipGraphNodeTypeEmpty;
   }
   return hipSuccess;
 }
 HIP_API hipGraphNodeFindInClone(hipGraphNode_t* out, hipGraphNode_t node, hipGraph_t clone) {
   return Say(cuGraphNodeFindInClone(N(out), N(node), G(clone)));
 }
-HIP_API hipGraphDestroyNode(hipGraphNode_t node) { return Say(cuGraphDestroyNode(N(node))); }
-HIP_API hipGraphInstantiateWithFlags(hipGraphExec_t* out, hipGraph_t graph, unsigned long long flags) {
+HIP_API hipGraphDestroyNode(hipGraphNode_t node) {
+  return Say(cuGraphDestroyNode(N(node)));
+}
+HIP_API hipGraphInstantiateWithFlags(hipGraphExec_t* out, hipGraph_t graph,
+                                     unsigned long long flags) {
   HIP_ENTER();
   return Say(cuGraphInstantiateWithFlags(reinterpret_cast<CUgraphExec*>(out), G(graph), flags));
 }
@@ -1241,24 +1450,29 @@ HIP_API hipGraphLaunch(hipGraphExec_t exec, hipStream_t stream) {
   HIP_ENTER();
   return Say(cuGraphLaunch(X(exec), S(stream)));
 }
-HIP_API hipGraphExecDestroy(hipGraphExec_t exec) { return Say(cuGraphExecDestroy(X(exec))); }
+HIP_API hipGraphExecDestroy(hipGraphExec_t exec) {
+  return Say(cuGraphExecDestroy(X(exec)));
+}
 
 // The forms whose stream 0 is the thread's own.
-#define HIP_PER_THREAD(name, parameters, arguments)          \
-  HIP_API name##_spt parameters {                            \
-    const rubato::softgpu::PerThreadDefault twin;            \
-    return name arguments;                                   \
+#define HIP_PER_THREAD(name, parameters, arguments) \
+  HIP_API name##_spt parameters {                   \
+    const rubato::softgpu::PerThreadDefault twin;   \
+    return name arguments;                          \
   }
 HIP_PER_THREAD(hipMemcpy, (void* a, const void* b, size_t c, hipMemcpyKind d), (a, b, c, d))
-HIP_PER_THREAD(hipMemcpyAsync, (void* a, const void* b, size_t c, hipMemcpyKind d, hipStream_t e), (a, b, c, d, e))
+HIP_PER_THREAD(hipMemcpyAsync, (void* a, const void* b, size_t c, hipMemcpyKind d, hipStream_t e),
+               (a, b, c, d, e))
 HIP_PER_THREAD(hipMemset, (void* a, int b, size_t c), (a, b, c))
 HIP_PER_THREAD(hipStreamSynchronize, (hipStream_t a), (a))
 HIP_PER_THREAD(hipStreamQuery, (hipStream_t a), (a))
 HIP_PER_THREAD(hipStreamWaitEvent, (hipStream_t a, hipEvent_t b, unsigned c), (a, b, c))
 HIP_PER_THREAD(hipStreamGetFlags, (hipStream_t a, unsigned* b), (a, b))
 HIP_PER_THREAD(hipStreamGetPriority, (hipStream_t a, int* b), (a, b))
-HIP_PER_THREAD(hipLaunchKernel, (const void* a, dim3 b, dim3 c, void** d, size_t e, hipStream_t f), (a, b, c, d, e, f))
-HIP_PER_THREAD(hipLaunchCooperativeKernel, (const void* a, dim3 b, dim3 c, void** d, unsigned e, hipStream_t f),
+HIP_PER_THREAD(hipLaunchKernel, (const void* a, dim3 b, dim3 c, void** d, size_t e, hipStream_t f),
+               (a, b, c, d, e, f))
+HIP_PER_THREAD(hipLaunchCooperativeKernel,
+               (const void* a, dim3 b, dim3 c, void** d, unsigned e, hipStream_t f),
                (a, b, c, d, e, f))
 
 // Since ROCm 6; flags 1 asks for the per-thread forms.

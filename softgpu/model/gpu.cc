@@ -26,7 +26,8 @@ struct BlockDemand {
 
 // Threads come in warps; a demand above what an SM has would never start, so it is cut to the SM.
 BlockDemand DemandOf(const SmSpec& sm, const KernelShape& shape) {
-  const uint32_t threads = std::max(32u, (std::min(shape.threads_per_block, sm.threads) + 31) / 32 * 32);
+  const uint32_t threads =
+      std::max(32u, (std::min(shape.threads_per_block, sm.threads) + 31) / 32 * 32);
   const uint64_t registers = uint64_t{std::max(1u, shape.registers_per_thread)} * threads;
   return {threads, static_cast<uint32_t>(std::min<uint64_t>(registers, sm.registers)),
           std::min(shape.shared_bytes_per_block, sm.shared_bytes)};
@@ -36,7 +37,8 @@ uint32_t Fits(const SmSpec& sm, const SmUse& use, const BlockDemand& demand) {
   uint32_t n = sm.blocks - use.blocks;
   n = std::min(n, (sm.threads - use.threads) / demand.threads);
   n = std::min(n, (sm.registers - use.registers) / demand.registers);
-  if (demand.shared_bytes > 0) n = std::min(n, (sm.shared_bytes - use.shared_bytes) / demand.shared_bytes);
+  if (demand.shared_bytes > 0)
+    n = std::min(n, (sm.shared_bytes - use.shared_bytes) / demand.shared_bytes);
   return n;
 }
 
@@ -74,7 +76,7 @@ struct Gpu::LiveOp {
   bool arriving = false;  // Ready, its start event is under way.
   bool started = false;
   bool released = false;
-  bool queued = false;   // In its group's block queue.
+  bool queued = false;  // In its group's block queue.
   uint32_t to_place = 0;
   uint32_t running = 0;
   uint32_t open_nodes = 0;
@@ -92,7 +94,7 @@ struct Gpu::Cohort {
   uint32_t blocks = 0;
   std::vector<std::pair<uint32_t, uint32_t>> sms;  // (SM, blocks); empty for a marker.
   int64_t remaining_ns = 0;
-  int64_t since_ns = 0;   // Start of the present rate.
+  int64_t since_ns = 0;  // Start of the present rate.
   int64_t resumed_ns = 0;
   double rate = 1.0;
   bool running = false;
@@ -136,12 +138,15 @@ Gpu::Gpu(const DeviceSpec& spec, GpuListener* listener) : spec_(spec), listener_
 Gpu::~Gpu() = default;
 
 uint32_t Gpu::BlocksPerSm(const SmSpec& sm, const KernelShape& shape) {
-  if (shape.threads_per_block > sm.threads || shape.shared_bytes_per_block > sm.shared_bytes) return 0;
+  if (shape.threads_per_block > sm.threads || shape.shared_bytes_per_block > sm.shared_bytes)
+    return 0;
   if (uint64_t{shape.registers_per_thread} * shape.threads_per_block > sm.registers) return 0;
   return Fits(sm, SmUse{}, DemandOf(sm, shape));
 }
 
-int64_t Gpu::busy_ns() const { return busy_ns_ + (running_cohorts_ > 0 ? now_ns_ - busy_since_ns_ : 0); }
+int64_t Gpu::busy_ns() const {
+  return busy_ns_ + (running_cohorts_ > 0 ? now_ns_ - busy_since_ns_ : 0);
+}
 
 void Gpu::CountBusy() {
   if (running_cohorts_ > 0) busy_ns_ += now_ns_ - busy_since_ns_;
@@ -194,13 +199,17 @@ void Gpu::DestroyStream(StreamId id) {
   streams_[id].reset();
 }
 
-OpRef Gpu::RefOf(const LiveOp& op) const { return {op.id, op.node, op.context->id, op.stream}; }
+OpRef Gpu::RefOf(const LiveOp& op) const {
+  return {op.id, op.node, op.context->id, op.stream};
+}
 
 void Gpu::Push(int64_t at_ns, EventKind kind, uint64_t id, uint64_t generation) {
   events_.push({std::max(at_ns, now_ns_), next_order_++, kind, id, generation});
 }
 
-int64_t Gpu::NextEventAt() const { return events_.empty() ? INT64_MAX : events_.top().at_ns; }
+int64_t Gpu::NextEventAt() const {
+  return events_.empty() ? INT64_MAX : events_.top().at_ns;
+}
 
 void Gpu::Advance(int64_t now_ns) {
   while (!events_.empty() && events_.top().at_ns <= now_ns) {
@@ -222,7 +231,8 @@ void Gpu::Handle(const Event& event) {
     }
     case EventKind::kCohortEnd: {
       auto it = cohorts_.find(event.id);
-      if (it != cohorts_.end() && it->second->generation == event.generation) EndCohort(it->second.get());
+      if (it != cohorts_.end() && it->second->generation == event.generation)
+        EndCohort(it->second.get());
       return;
     }
     case EventKind::kTimedEnd: {
@@ -231,7 +241,8 @@ void Gpu::Handle(const Event& event) {
       return;
     }
     case EventKind::kSwitchDone:
-      if (event.generation == engine_generation_ && switching_to_ != nullptr) Acquire(switching_to_, true);
+      if (event.generation == engine_generation_ && switching_to_ != nullptr)
+        Acquire(switching_to_, true);
       return;
     case EventKind::kSliceEnd:
       if (event.generation != engine_generation_) return;
@@ -272,7 +283,8 @@ void Gpu::Submit(StreamId stream_id, OpId id, Op op, int64_t now_ns) {
     for (StreamId other : stream->context->streams) {
       if (other == stream_id) continue;
       const StreamKind kind = streams_[other]->desc.kind;
-      if (legacy ? kind == StreamKind::kBlocking : kind == StreamKind::kLegacy) wait_for(streams_[other]->last);
+      if (legacy ? kind == StreamKind::kBlocking : kind == StreamKind::kLegacy)
+        wait_for(streams_[other]->last);
     }
   }
   stream->last = id;
@@ -281,7 +293,9 @@ void Gpu::Submit(StreamId stream_id, OpId id, Op op, int64_t now_ns) {
   DrainReady();
 }
 
-void Gpu::Ready(LiveOp* op) { ready_.push_back(op); }
+void Gpu::Ready(LiveOp* op) {
+  ready_.push_back(op);
+}
 
 // Iterative, so that a long chain of operations that cost nothing does not nest.
 void Gpu::DrainReady() {
@@ -457,11 +471,16 @@ void Gpu::StartCopy(uint32_t engine) {
   copy.running = copy.queue.front();
   copy.queue.pop_front();
   const double ns = static_cast<double>(copy.running->op.bytes) / spec_.host_bytes_per_ns;
-  Push(now_ns_ + spec_.copy_latency_ns + static_cast<int64_t>(ns), EventKind::kTimedEnd, copy.running->serial, 0);
+  Push(now_ns_ + spec_.copy_latency_ns + static_cast<int64_t>(ns), EventKind::kTimedEnd,
+       copy.running->serial, 0);
 }
 
-bool Gpu::WantsEngine(const Group& group) const { return !group.queue.empty() || !group.cohorts.empty(); }
-bool Gpu::HoldsEngine(const Group& group) const { return WantsEngine(group) || group.arriving > 0; }
+bool Gpu::WantsEngine(const Group& group) const {
+  return !group.queue.empty() || !group.cohorts.empty();
+}
+bool Gpu::HoldsEngine(const Group& group) const {
+  return WantsEngine(group) || group.arriving > 0;
+}
 
 Gpu::Group* Gpu::NextWaiting(const Group* after) const {
   const size_t n = groups_.size();
@@ -629,8 +648,8 @@ void Gpu::Resume(Cohort* cohort) {
 
 void Gpu::Report(Cohort* cohort) {
   if (cohort->sms.empty()) return;
-  listener_->OnBlocks(RefOf(*cohort->op), cohort->resumed_ns, now_ns_, cohort->blocks, cohort->sms.front().first,
-                      cohort->sms.back().first);
+  listener_->OnBlocks(RefOf(*cohort->op), cohort->resumed_ns, now_ns_, cohort->blocks,
+                      cohort->sms.front().first, cohort->sms.back().first);
 }
 
 void Gpu::Pause(Cohort* cohort) {
@@ -686,7 +705,8 @@ void Gpu::Reprice(Group* group) {
     demand += cohort->op->op.kernel.bytes_per_ns_per_block * cohort->blocks;
     watts += cohort->op->op.kernel.watts_per_block * cohort->blocks;
   }
-  const double share = demand > spec_.device_bytes_per_ns ? spec_.device_bytes_per_ns / demand : 1.0;
+  const double share =
+      demand > spec_.device_bytes_per_ns ? spec_.device_bytes_per_ns / demand : 1.0;
   clock_ = 1.0;
   if (spec_.power.limit_watts > 0 && watts > spec_.power.limit_watts) {
     clock_ = std::max(spec_.power.floor, spec_.power.limit_watts / watts);
@@ -712,7 +732,8 @@ void Gpu::DestroyContext(ContextId id, int64_t now_ns) {
   Context* context = contexts_[id].get();
   if (context == nullptr) return;
   Group* group = context->group;
-  // Whatever is cancelled here may make other contexts' operations ready; they start once all is gone.
+  // Whatever is cancelled here may make other contexts' operations ready; they start once all is
+  // gone.
   draining_ = true;
   for (Cohort* cohort : std::vector<Cohort*>(group->cohorts)) {
     if (cohort->op->context == context) RemoveCohort(cohort);
@@ -728,8 +749,8 @@ void Gpu::DestroyContext(ContextId id, int64_t now_ns) {
   std::sort(doomed.begin(), doomed.end(), [](auto* a, auto* b) { return a->serial < b->serial; });
   auto drop_arrival = [&](LiveOp* op) {
     const OpKind kind = op->op.kind;
-    if (op->arriving && kind != OpKind::kWaitWord && kind != OpKind::kHostCall && kind != OpKind::kHostToDevice &&
-        kind != OpKind::kDeviceToHost) {
+    if (op->arriving && kind != OpKind::kWaitWord && kind != OpKind::kHostCall &&
+        kind != OpKind::kHostToDevice && kind != OpKind::kDeviceToHost) {
       --group->arriving;
     }
   };

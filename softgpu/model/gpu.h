@@ -1,12 +1,14 @@
 // One GPU in model time: contexts that take turns, streams, blocks on SMs, copy engines.
 //
-// Event-driven and deterministic: the same calls give the same history. Nothing here reads a clock, starts a
-// thread or does I/O; time is an argument that never goes back. The device process feeds it dilated real time, the
-// simulator virtual time. Not thread-safe: one owner. Arguments are trusted; the owner checks what tenants sent.
+// Event-driven and deterministic: the same calls give the same history. Nothing here reads a clock,
+// starts a thread or does I/O; time is an argument that never goes back. The device process feeds
+// it dilated real time, the simulator virtual time. Not thread-safe: one owner. Arguments are
+// trusted; the owner checks what tenants sent.
 //
-// What it reproduces, because scheduling rests on it: contexts that are not under one server never run together but
-// take slices with a switch between; a block is never preempted but by its context's slice; kernels of one context
-// are served by priority, then in order, and one that does not fit holds back those behind it on the same SMs.
+// What it reproduces, because scheduling rests on it: contexts that are not under one server never
+// run together but take slices with a switch between; a block is never preempted but by its
+// context's slice; kernels of one context are served by priority, then in order, and one that does
+// not fit holds back those behind it on the same SMs.
 #ifndef SOFTGPU_MODEL_GPU_H_
 #define SOFTGPU_MODEL_GPU_H_
 
@@ -32,20 +34,22 @@ struct OpRef {
   StreamId stream = 0;
 };
 
-// Told of everything in time order, from within Advance, Submit, Release and DestroyContext. May not call back into
-// the Gpu; what it wants to do there it does after the outer call has returned.
+// Told of everything in time order, from within Advance, Submit, Release and DestroyContext. May
+// not call back into the Gpu; what it wants to do there it does after the outer call has returned.
 class GpuListener {
  public:
   virtual ~GpuListener() = default;
   // All that it waited for is done; for a wait or host call this is when Release may be called.
   virtual void OnStart(const OpRef& /*op*/, int64_t /*at_ns*/) {}
-  // Its effects happen now, before anything that waited for it starts. Cancelled: its context was destroyed.
+  // Its effects happen now, before anything that waited for it starts. Cancelled: its context was
+  // destroyed.
   virtual void OnFinish(const OpRef& /*op*/, int64_t /*at_ns*/, bool /*cancelled*/) {}
   // `blocks` blocks were on SMs without a break in this span, on SMs [first_sm, last_sm].
-  virtual void OnBlocks(const OpRef& /*op*/, int64_t /*from_ns*/, int64_t /*to_ns*/, uint32_t /*blocks*/,
-                        uint32_t /*first_sm*/, uint32_t /*last_sm*/) {}
+  virtual void OnBlocks(const OpRef& /*op*/, int64_t /*from_ns*/, int64_t /*to_ns*/,
+                        uint32_t /*blocks*/, uint32_t /*first_sm*/, uint32_t /*last_sm*/) {}
   // The SMs went from one group of contexts to another; neither ran in this span.
-  virtual void OnSwitch(uint32_t /*from_group*/, uint32_t /*to_group*/, int64_t /*from_ns*/, int64_t /*to_ns*/) {}
+  virtual void OnSwitch(uint32_t /*from_group*/, uint32_t /*to_group*/, int64_t /*from_ns*/,
+                        int64_t /*to_ns*/) {}
 };
 
 enum class StreamKind : uint8_t {
@@ -118,7 +122,9 @@ class Gpu {
     EventKind kind;
     uint64_t id;
     uint64_t generation;
-    bool operator>(const Event& o) const { return at_ns != o.at_ns ? at_ns > o.at_ns : order > o.order; }
+    bool operator>(const Event& o) const {
+      return at_ns != o.at_ns ? at_ns > o.at_ns : order > o.order;
+    }
   };
 
   void Push(int64_t at_ns, EventKind kind, uint64_t id, uint64_t generation);

@@ -1,7 +1,8 @@
 // A stand-in for libnvidia-ml: the management view of the software GPU.
 //
-// Asks the device process over a line of its own, without a context, so a program that only looks does not show up as
-// one that computes. It starts the device if there is none, as the driver is there before any program. One mutex.
+// Asks the device process over a line of its own, without a context, so a program that only looks
+// does not show up as one that computes. It starts the device if there is none, as the driver is
+// there before any program. One mutex.
 #include "softgpu/nvml/nvml.h"
 
 #include <strings.h>
@@ -49,19 +50,24 @@ State& TheState() {
   return *state;
 }
 
-bool Ready() { return TheState().references > 0 && TheState().device != nullptr; }
+bool Ready() {
+  return TheState().references > 0 && TheState().device != nullptr;
+}
 
 bool IsDevice(nvmlDevice_t device) {
   State& s = TheState();
   return device >= s.handles && device < s.handles + s.device->hello().devices;
 }
 
-const wire::DeviceInfo& InfoOf(nvmlDevice_t device) { return TheState().device->hello().info[device->index]; }
+const wire::DeviceInfo& InfoOf(nvmlDevice_t device) {
+  return TheState().device->hello().info[device->index];
+}
 
 void Uuid(nvmlDevice_t device, char out[41]) {
   const unsigned char* u = InfoOf(device).uuid;
-  snprintf(out, 41, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1], u[2], u[3],
-           u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+  snprintf(out, 41, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+           u[0], u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13],
+           u[14], u[15]);
 }
 
 nvmlReturn_t Give(const char* text, char* out, unsigned length) {
@@ -96,7 +102,8 @@ template <typename Info>
 nvmlReturn_t Processes(nvmlDevice_t device, unsigned* count, Info* infos) {
   std::lock_guard<std::mutex> guard(TheState().mutex);
   if (!Ready()) return NVML_ERROR_UNINITIALIZED;
-  if (count == nullptr || !IsDevice(device) || (*count > 0 && infos == nullptr)) return NVML_ERROR_INVALID_ARGUMENT;
+  if (count == nullptr || !IsDevice(device) || (*count > 0 && infos == nullptr))
+    return NVML_ERROR_INVALID_ARGUMENT;
   std::vector<std::pair<uint64_t, uint64_t>> all;
   for (;;) {
     const wire::Reply reply = Ask(device, wire::RequestType::kUsage, all.size());
@@ -128,9 +135,9 @@ void BusId(nvmlDevice_t device, char* out, size_t length, bool wide) {
 
 }  // namespace
 
-#define NVML_ENTER(device)                                     \
-  std::lock_guard<std::mutex> guard(TheState().mutex);         \
-  if (!Ready()) return NVML_ERROR_UNINITIALIZED;               \
+#define NVML_ENTER(device)                             \
+  std::lock_guard<std::mutex> guard(TheState().mutex); \
+  if (!Ready()) return NVML_ERROR_UNINITIALIZED;       \
   if (!IsDevice(device)) return NVML_ERROR_INVALID_ARGUMENT
 
 NVML_API nvmlReturn_t nvmlInitWithFlags(unsigned) {
@@ -144,8 +151,12 @@ NVML_API nvmlReturn_t nvmlInitWithFlags(unsigned) {
   ++s.references;
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlInit_v2() { return nvmlInitWithFlags(0); }
-NVML_API nvmlReturn_t nvmlInit() { return nvmlInitWithFlags(0); }
+NVML_API nvmlReturn_t nvmlInit_v2() {
+  return nvmlInitWithFlags(0);
+}
+NVML_API nvmlReturn_t nvmlInit() {
+  return nvmlInitWithFlags(0);
+}
 
 NVML_API nvmlReturn_t nvmlShutdown() {
   State& s = TheState();
@@ -157,17 +168,28 @@ NVML_API nvmlReturn_t nvmlShutdown() {
 
 NVML_API const char* nvmlErrorString(nvmlReturn_t result) {
   switch (result) {
-    case NVML_SUCCESS: return "Success";
-    case NVML_ERROR_UNINITIALIZED: return "Uninitialized";
-    case NVML_ERROR_INVALID_ARGUMENT: return "Invalid Argument";
-    case NVML_ERROR_NOT_SUPPORTED: return "Not Supported";
-    case NVML_ERROR_NO_PERMISSION: return "Insufficient Permissions";
-    case NVML_ERROR_NOT_FOUND: return "Not Found";
-    case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
-    case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
-    case NVML_ERROR_TIMEOUT: return "Timeout";
-    case NVML_ERROR_GPU_IS_LOST: return "GPU is lost";
-    default: return "Unknown Error";
+    case NVML_SUCCESS:
+      return "Success";
+    case NVML_ERROR_UNINITIALIZED:
+      return "Uninitialized";
+    case NVML_ERROR_INVALID_ARGUMENT:
+      return "Invalid Argument";
+    case NVML_ERROR_NOT_SUPPORTED:
+      return "Not Supported";
+    case NVML_ERROR_NO_PERMISSION:
+      return "Insufficient Permissions";
+    case NVML_ERROR_NOT_FOUND:
+      return "Not Found";
+    case NVML_ERROR_INSUFFICIENT_SIZE:
+      return "Insufficient Size";
+    case NVML_ERROR_DRIVER_NOT_LOADED:
+      return "Driver Not Loaded";
+    case NVML_ERROR_TIMEOUT:
+      return "Timeout";
+    case NVML_ERROR_GPU_IS_LOST:
+      return "GPU is lost";
+    default:
+      return "Unknown Error";
   }
 }
 
@@ -186,7 +208,9 @@ NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion_v2(int* version) {
   *version = kCudaVersion;
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion(int* version) { return nvmlSystemGetCudaDriverVersion_v2(version); }
+NVML_API nvmlReturn_t nvmlSystemGetCudaDriverVersion(int* version) {
+  return nvmlSystemGetCudaDriverVersion_v2(version);
+}
 
 NVML_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned* count) {
   std::lock_guard<std::mutex> guard(TheState().mutex);
@@ -195,12 +219,15 @@ NVML_API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned* count) {
   *count = TheState().device->hello().devices;
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetCount(unsigned* count) { return nvmlDeviceGetCount_v2(count); }
+NVML_API nvmlReturn_t nvmlDeviceGetCount(unsigned* count) {
+  return nvmlDeviceGetCount_v2(count);
+}
 
 NVML_API nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned index, nvmlDevice_t* out) {
   std::lock_guard<std::mutex> guard(TheState().mutex);
   if (!Ready()) return NVML_ERROR_UNINITIALIZED;
-  if (out == nullptr || index >= TheState().device->hello().devices) return NVML_ERROR_INVALID_ARGUMENT;
+  if (out == nullptr || index >= TheState().device->hello().devices)
+    return NVML_ERROR_INVALID_ARGUMENT;
   *out = &TheState().handles[index];
   return NVML_SUCCESS;
 }
@@ -230,7 +257,9 @@ NVML_API nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char* text, nvmlDev
     char wide[32], narrow[32];
     BusId(&TheState().handles[i], wide, sizeof wide, true);
     BusId(&TheState().handles[i], narrow, sizeof narrow, false);
-    if (strcasecmp(wide, text) != 0 && strcasecmp(narrow, text) != 0 && strcasecmp(narrow + 5, text) != 0) continue;
+    if (strcasecmp(wide, text) != 0 && strcasecmp(narrow, text) != 0 &&
+        strcasecmp(narrow + 5, text) != 0)
+      continue;
     *out = &TheState().handles[i];
     return NVML_SUCCESS;
   }
@@ -291,7 +320,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t*
 NVML_API nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t* out) {
   NVML_ENTER(device);
   // The version carries the size; another one is another struct.
-  if (out == nullptr || (out->version != (sizeof(nvmlMemory_v2_t) | 2u << 24))) return NVML_ERROR_INVALID_ARGUMENT;
+  if (out == nullptr || (out->version != (sizeof(nvmlMemory_v2_t) | 2u << 24)))
+    return NVML_ERROR_INVALID_ARGUMENT;
   const wire::Reply reply = Ask(device, wire::RequestType::kMemoryInfo);
   if (reply.status != wire::Status::kOk) return NVML_ERROR_GPU_IS_LOST;
   out->total = reply.v[1];
@@ -316,7 +346,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned* mil
   double clock;
   if (milliwatts == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   if (!Usage(device, &percent, &clock)) return NVML_ERROR_GPU_IS_LOST;
-  *milliwatts = static_cast<unsigned>(1000 * (kIdleWatts + (kBusyWatts - kIdleWatts) * percent / 100));
+  *milliwatts =
+      static_cast<unsigned>(1000 * (kIdleWatts + (kBusyWatts - kIdleWatts) * percent / 100));
   return NVML_SUCCESS;
 }
 NVML_API nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned* milliwatts) {
@@ -361,14 +392,16 @@ NVML_API nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, int* mode) {
   *mode = 0;
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int* major, int* minor) {
+NVML_API nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int* major,
+                                                         int* minor) {
   NVML_ENTER(device);
   if (major == nullptr || minor == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   *major = 9;
   *minor = 0;
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned* current, unsigned* pending) {
+NVML_API nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned* current,
+                                           unsigned* pending) {
   NVML_ENTER(device);
   if (current == nullptr || pending == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   *current = *pending = 0;
@@ -387,7 +420,8 @@ NVML_API nvmlReturn_t nvmlDeviceGetComputeRunningProcesses(nvmlDevice_t device, 
                                                            nvmlProcessInfo_v1_t* infos) {
   return Processes(device, count, infos);
 }
-NVML_API nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned* count,
+NVML_API nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device,
+                                                                 unsigned* count,
                                                                  nvmlProcessInfo_t*) {
   NVML_ENTER(device);
   if (count == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
@@ -412,24 +446,28 @@ NVML_API nvmlReturn_t nvmlEventSetFree(nvmlEventSet_t set) {
   delete set;
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device, unsigned long long* types) {
+NVML_API nvmlReturn_t nvmlDeviceGetSupportedEventTypes(nvmlDevice_t device,
+                                                       unsigned long long* types) {
   NVML_ENTER(device);
   if (types == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   *types = 0x8;  // Critical Xid errors.
   return NVML_SUCCESS;
 }
-NVML_API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types, nvmlEventSet_t set) {
+NVML_API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long long types,
+                                               nvmlEventSet_t set) {
   NVML_ENTER(device);
   if (set == nullptr || !set->open) return NVML_ERROR_INVALID_ARGUMENT;
   return (types & ~0x8ull) == 0 ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
 }
-NVML_API nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t* data, unsigned timeout_ms) {
+NVML_API nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t* data,
+                                          unsigned timeout_ms) {
   if (set == nullptr || data == nullptr) return NVML_ERROR_INVALID_ARGUMENT;
   timespec left{timeout_ms / 1000, static_cast<long>(timeout_ms % 1000) * 1'000'000};
   while (nanosleep(&left, &left) != 0) {
   }
   return NVML_ERROR_TIMEOUT;
 }
-NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t* data, unsigned timeout_ms) {
+NVML_API nvmlReturn_t nvmlEventSetWait(nvmlEventSet_t set, nvmlEventData_t* data,
+                                       unsigned timeout_ms) {
   return nvmlEventSetWait_v2(set, data, timeout_ms);
 }

@@ -1,6 +1,8 @@
-// The few declarations of NVML that this stand-in answers; the vendor's header is not in every toolkit.
+// The few declarations of NVML that this stand-in answers; the vendor's header is not in every
+// toolkit.
 //
-// Sizes and values follow the published interface (NVML 12 and 13). Function names are the library's symbols.
+// Sizes and values follow the published interface (NVML 12 and 13). Function names are the
+// library's symbols.
 #ifndef SOFTGPU_NVML_NVML_H_
 #define SOFTGPU_NVML_NVML_H_
 

@@ -1,16 +1,18 @@
-// Device programs that run both here and on a real GPU: ordinary PTX for any driver to compile, with comment lines
-// that tell the software GPU what each kernel costs and does (softgpu/client/program.h has the grammar). What a line
-// says and what the PTX does must be the same, bit for bit; softgpu/README.md lists the kernels.
+// Device programs that run both here and on a real GPU: ordinary PTX for any driver to compile,
+// with comment lines that tell the software GPU what each kernel costs and does
+// (softgpu/client/program.h has the grammar). What a line says and what the PTX does must be the
+// same, bit for bit; softgpu/README.md lists the kernels.
 //
-// Kernels take their duration in nanoseconds of device time; on a real GPU they spin on the global timer. Each block
-// of a kernel lasts that long.
+// Kernels take their duration in nanoseconds of device time; on a real GPU they spin on the global
+// timer. Each block of a kernel lasts that long.
 #ifndef SOFTGPU_PROGRAMS_PROGRAMS_H_
 #define SOFTGPU_PROGRAMS_PROGRAMS_H_
 
 namespace rubato::softgpu {
 
 // rb_spin(ns): every block takes `ns`.
-// rb_hash(out, in, count, key, ns): out[i] = mix(in[i], key) + i for i < count, 32-bit words; each block takes `ns`.
+// rb_hash(out, in, count, key, ns): out[i] = mix(in[i], key) + i for i < count, 32-bit words; each
+// block takes `ns`.
 //   Chained in place, the values prove which launches ran and in which order.
 // rb_axpy(y, x, count, a, ns): y[i] = a * x[i] + y[i] in fp32, multiply and add rounded separately.
 // rb_store(word, value, ns), rb_add(word, value, ns): one 32-bit word; meant for one block.

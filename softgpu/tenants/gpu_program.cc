@@ -22,28 +22,35 @@ void Require(CUresult result, const char* what) {
   if (result == CUDA_SUCCESS) return;
   const char* name = nullptr;
   if (error_name != nullptr) error_name(result, &name);
-  fprintf(stderr, "%s failed: %s (%d)\n", what, name != nullptr ? name : "unknown error", static_cast<int>(result));
+  fprintf(stderr, "%s failed: %s (%d)\n", what, name != nullptr ? name : "unknown error",
+          static_cast<int>(result));
   exit(1);
 }
 
 GpuProgram::GpuProgram(uint32_t streams, uint32_t words, bool high_priority) : words_(words) {
   void* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_GLOBAL);
   if (driver == nullptr) {
-    fprintf(stderr, "no CUDA driver: %s; install one, or put the software GPU's lib/softgpu on LD_LIBRARY_PATH\n",
+    fprintf(stderr,
+            "no CUDA driver: %s; install one, or put the software GPU's lib/softgpu on "
+            "LD_LIBRARY_PATH\n",
             dlerror());
     exit(1);
   }
-  const auto get = reinterpret_cast<CUresult (*)(const char*, void**, int, cuuint64_t, CUdriverProcAddressQueryResult*)>(
+  const auto get = reinterpret_cast<CUresult (*)(const char*, void**, int, cuuint64_t,
+                                                 CUdriverProcAddressQueryResult*)>(
       dlsym(driver, "cuGetProcAddress_v2"));
   if (get == nullptr) {
-    fprintf(stderr, "the CUDA driver is too old: it has no cuGetProcAddress_v2; version 12.0 or later is needed\n");
+    fprintf(stderr,
+            "the CUDA driver is too old: it has no cuGetProcAddress_v2; version 12.0 or later is "
+            "needed\n");
     exit(1);
   }
-#define RUBATO_FIND_CALL(name)                                                                           \
-  {                                                                                                      \
-    void* address = nullptr;                                                                             \
-    Require(get("cu" #name, &address, CUDA_VERSION, CU_GET_PROC_ADDRESS_DEFAULT, nullptr), "looking up cu" #name); \
-    std::memcpy(&calls_.name, &address, sizeof address);                                                 \
+#define RUBATO_FIND_CALL(name)                                                             \
+  {                                                                                        \
+    void* address = nullptr;                                                               \
+    Require(get("cu" #name, &address, CUDA_VERSION, CU_GET_PROC_ADDRESS_DEFAULT, nullptr), \
+            "looking up cu" #name);                                                        \
+    std::memcpy(&calls_.name, &address, sizeof address);                                   \
   }
   RUBATO_TENANT_CALLS(RUBATO_FIND_CALL)
 #undef RUBATO_FIND_CALL
@@ -62,7 +69,8 @@ GpuProgram::GpuProgram(uint32_t streams, uint32_t words, bool high_priority) : w
   for (uint32_t i = 0; i < streams; ++i) {
     CUstream stream;
     CUdeviceptr buffer;
-    Require(calls_.StreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING, high_priority ? greatest : least),
+    Require(calls_.StreamCreateWithPriority(&stream, CU_STREAM_NON_BLOCKING,
+                                            high_priority ? greatest : least),
             "cuStreamCreateWithPriority");
     Require(calls_.MemAlloc(&buffer, size_t{words} * 4), "cuMemAlloc");
     Require(calls_.MemcpyHtoD(buffer, pattern.data(), size_t{words} * 4), "cuMemcpyHtoD");
@@ -71,11 +79,13 @@ GpuProgram::GpuProgram(uint32_t streams, uint32_t words, bool high_priority) : w
   }
 }
 
-void GpuProgram::Launch(uint32_t stream, uint32_t blocks, uint32_t threads, uint32_t key, uint64_t ns) {
+void GpuProgram::Launch(uint32_t stream, uint32_t blocks, uint32_t threads, uint32_t key,
+                        uint64_t ns) {
   CUdeviceptr buffer = buffers_[stream];
   uint32_t count = words_;
   void* parameters[] = {&buffer, &buffer, &count, &key, &ns};
-  Require(calls_.LaunchKernel(hash_, blocks, 1, 1, threads, 1, 1, 0, streams_[stream], parameters, nullptr),
+  Require(calls_.LaunchKernel(hash_, blocks, 1, 1, threads, 1, 1, 0, streams_[stream], parameters,
+                              nullptr),
           "cuLaunchKernel");
 }
 
@@ -127,7 +137,8 @@ Flags::Flags(int argc, char** argv, std::vector<std::string> known, const char* 
       value = name.substr(equals + 1);
       name.resize(equals);
     }
-    if (name.rfind("--", 0) != 0 || std::find(known.begin(), known.end(), name.substr(2)) == known.end()) {
+    if (name.rfind("--", 0) != 0 ||
+        std::find(known.begin(), known.end(), name.substr(2)) == known.end()) {
       fprintf(stderr, "%s: unknown argument %s; see --help\n", argv[0], argv[i]);
       exit(2);
     }
@@ -137,7 +148,8 @@ Flags::Flags(int argc, char** argv, std::vector<std::string> known, const char* 
 }
 
 bool Flags::Has(const std::string& name) const {
-  return std::any_of(values_.begin(), values_.end(), [&](const auto& v) { return v.first == name; });
+  return std::any_of(values_.begin(), values_.end(),
+                     [&](const auto& v) { return v.first == name; });
 }
 
 double Flags::Number(const std::string& name, double fallback) const {

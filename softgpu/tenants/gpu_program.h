@@ -1,8 +1,10 @@
-// What the demo tenants need of a GPU: the driver found and asked for its functions as the CUDA runtime does it, one
-// module, one context. Plain users of the driver API that know nothing of Rubato; they run on any GPU.
+// What the demo tenants need of a GPU: the driver found and asked for its functions as the CUDA
+// runtime does it, one module, one context. Plain users of the driver API that know nothing of
+// Rubato; they run on any GPU.
 //
-// Durations they are given are the device's. The software GPU may be dilated against real time; they divide what they
-// measure by that factor (RUBATO_SOFTGPU_DILATION) and stretch what they wait for. On a real GPU it is 1.
+// Durations they are given are the device's. The software GPU may be dilated against real time;
+// they divide what they measure by that factor (RUBATO_SOFTGPU_DILATION) and stretch what they wait
+// for. On a real GPU it is 1.
 #ifndef SOFTGPU_TENANTS_GPU_PROGRAM_H_
 #define SOFTGPU_TENANTS_GPU_PROGRAM_H_
 
@@ -14,17 +16,22 @@
 
 namespace rubato::softgpu {
 
-#define RUBATO_TENANT_CALLS(X)                                                                             \
-  X(Init) X(DeviceGet) X(DevicePrimaryCtxRetain) X(CtxSetCurrent) X(ModuleLoadData)              \
-  X(ModuleGetFunction) X(MemAlloc) X(MemFree) X(MemHostAlloc) X(MemFreeHost) X(MemcpyHtoD)     \
-  X(MemcpyDtoH) X(MemcpyHtoDAsync) X(StreamCreateWithPriority) X(StreamSynchronize)                \
-  X(StreamWaitEvent) X(StreamBeginCapture) X(StreamEndCapture) X(GraphInstantiateWithFlags)        \
-  X(GraphLaunch) X(LaunchKernel) X(EventCreate) X(EventRecord) X(EventSynchronize)               \
-  X(EventDestroy) X(GetErrorName) X(CtxGetStreamPriorityRange) X(MemsetD32)
+#define RUBATO_TENANT_CALLS(X)                                                                 \
+  X(Init)                                                                                      \
+  X(DeviceGet)                                                                                 \
+  X(DevicePrimaryCtxRetain)                                                                    \
+  X(CtxSetCurrent)                                                                             \
+  X(ModuleLoadData) X(ModuleGetFunction) X(MemAlloc) X(MemFree) X(MemHostAlloc) X(MemFreeHost) \
+      X(MemcpyHtoD) X(MemcpyDtoH) X(MemcpyHtoDAsync) X(StreamCreateWithPriority)               \
+          X(StreamSynchronize) X(StreamWaitEvent) X(StreamBeginCapture) X(StreamEndCapture)    \
+              X(GraphInstantiateWithFlags) X(GraphLaunch) X(LaunchKernel) X(EventCreate)       \
+                  X(EventRecord) X(EventSynchronize) X(EventDestroy) X(GetErrorName)           \
+                      X(CtxGetStreamPriorityRange) X(MemsetD32)
 
 struct GpuCalls {
 #define RUBATO_DECLARE_CALL(name) decltype(&::cu##name) name = nullptr;
-  // The header's macros give each name its newest form, and so does cuGetProcAddress at the header's version.
+  // The header's macros give each name its newest form, and so does cuGetProcAddress at the
+  // header's version.
   RUBATO_TENANT_CALLS(RUBATO_DECLARE_CALL)
 #undef RUBATO_DECLARE_CALL
 };
@@ -34,7 +41,8 @@ void Require(CUresult result, const char* what);
 
 class GpuProgram {
  public:
-  // Finds the driver and makes device 0 ready. `words` of device memory per stream, filled with a fixed pattern.
+  // Finds the driver and makes device 0 ready. `words` of device memory per stream, filled with a
+  // fixed pattern.
   GpuProgram(uint32_t streams, uint32_t words, bool high_priority);
 
   const GpuCalls& calls() const { return calls_; }

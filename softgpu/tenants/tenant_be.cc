@@ -1,6 +1,7 @@
-// tenant-be: a best-effort program in a closed loop. Each of its threads keeps a number of kernels in flight on each
-// of its streams, for a time or for a number of kernels. Prints one JSON line: kernels completed, their rate in the
-// device's time, and a checksum that depends on their order (comparable between runs with --ops).
+// tenant-be: a best-effort program in a closed loop. Each of its threads keeps a number of kernels
+// in flight on each of its streams, for a time or for a number of kernels. Prints one JSON line:
+// kernels completed, their rate in the device's time, and a checksum that depends on their order
+// (comparable between runs with --ops).
 #include <signal.h>
 
 #include <algorithm>
@@ -17,23 +18,28 @@ using namespace rubato::softgpu;  // NOLINT: a program of one file.
 namespace {
 
 constexpr char kUsage[] =
-    "usage: tenant-be [--kernel-us N] [--blocks N] [--threads-per-block N] [--depth N] [--threads N] [--streams N]\n"
+    "usage: tenant-be [--kernel-us N] [--blocks N] [--threads-per-block N] [--depth N] [--threads "
+    "N] [--streams N]\n"
     "                 [--words N] [--seconds N | --ops N]\n"
-    "Times are the device's. --streams are per thread, --ops per stream. SIGTERM ends a run as its time would.\n";
+    "Times are the device's. --streams are per thread, --ops per stream. SIGTERM ends a run as its "
+    "time would.\n";
 
 std::atomic<bool> stop{false};
-void OnTerm(int) { stop.store(true); }
+void OnTerm(int) {
+  stop.store(true);
+}
 
 }  // namespace
 
 int main(int argc, char** argv) {
   const Flags flags(argc, argv,
-                    {"kernel-us", "blocks", "threads-per-block", "depth", "threads", "streams", "words", "seconds",
-                     "ops"},
+                    {"kernel-us", "blocks", "threads-per-block", "depth", "threads", "streams",
+                     "words", "seconds", "ops"},
                     kUsage);
   const auto kernel_ns = static_cast<uint64_t>(flags.Number("kernel-us", 1'650) * 1e3);
   const auto blocks = static_cast<uint32_t>(std::max(1.0, flags.Number("blocks", 132)));
-  const auto block_threads = static_cast<uint32_t>(std::max(1.0, flags.Number("threads-per-block", 1024)));
+  const auto block_threads =
+      static_cast<uint32_t>(std::max(1.0, flags.Number("threads-per-block", 1024)));
   const auto depth = static_cast<size_t>(std::max(1.0, flags.Number("depth", 8)));
   const auto threads = static_cast<uint32_t>(std::max(1.0, flags.Number("threads", 1)));
   const auto streams = static_cast<uint32_t>(std::max(1.0, flags.Number("streams", 1)));
@@ -59,7 +65,8 @@ int main(int argc, char** argv) {
     std::vector<Loop> loops(streams);
     for (Loop& loop : loops) {
       loop.idle.resize(depth);
-      for (CUevent& event : loop.idle) Require(cu.EventCreate(&event, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+      for (CUevent& event : loop.idle)
+        Require(cu.EventCreate(&event, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
     }
     for (bool going = true; going;) {
       going = false;
@@ -94,9 +101,11 @@ int main(int argc, char** argv) {
   for (uint32_t t = 1; t < threads; ++t) others.emplace_back(work, t);
   work(0);
   for (std::thread& other : others) other.join();
-  const double elapsed_s = static_cast<double>(std::min(NowNs(), end_ns) - start_ns) / 1e9 / dilation;
-  printf("{\"tenant\":\"be\",\"ops\":%llu,\"seconds\":%.6f,\"ops_per_s\":%.3f,\"checksum\":\"%s\"}\n",
-         static_cast<unsigned long long>(completed.load()), elapsed_s,
-         static_cast<double>(completed.load()) / std::max(elapsed_s, 1e-9), gpu.Checksum().c_str());
+  const double elapsed_s =
+      static_cast<double>(std::min(NowNs(), end_ns) - start_ns) / 1e9 / dilation;
+  printf(
+      "{\"tenant\":\"be\",\"ops\":%llu,\"seconds\":%.6f,\"ops_per_s\":%.3f,\"checksum\":\"%s\"}\n",
+      static_cast<unsigned long long>(completed.load()), elapsed_s,
+      static_cast<double>(completed.load()) / std::max(elapsed_s, 1e-9), gpu.Checksum().c_str());
   return 0;
 }

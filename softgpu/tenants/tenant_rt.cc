@@ -1,6 +1,6 @@
-// tenant-rt: a periodic real-time program. Every period it runs a chain of kernels, as launches or as one graph, and
-// waits for its end. Prints one JSON line: each job's latency from its release, in the device's time, and a checksum
-// that depends on the order of all its kernels.
+// tenant-rt: a periodic real-time program. Every period it runs a chain of kernels, as launches or
+// as one graph, and waits for its end. Prints one JSON line: each job's latency from its release,
+// in the device's time, and a checksum that depends on the order of all its kernels.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,9 +14,12 @@ using namespace rubato::softgpu;  // NOLINT: a program of one file.
 namespace {
 
 constexpr char kUsage[] =
-    "usage: tenant-rt [--period-us N] [--kernels N] [--kernel-us N] [--blocks N] [--threads N] [--jobs N]\n"
-    "                 [--streams N] [--words N] [--warm-up N] [--deadline-us N] [--graph] [--copy] [--high-priority]\n"
-    "Times are the device's. --copy starts each job with a copy to the device; --warm-up jobs are not reported.\n";
+    "usage: tenant-rt [--period-us N] [--kernels N] [--kernel-us N] [--blocks N] [--threads N] "
+    "[--jobs N]\n"
+    "                 [--streams N] [--words N] [--warm-up N] [--deadline-us N] [--graph] [--copy] "
+    "[--high-priority]\n"
+    "Times are the device's. --copy starts each job with a copy to the device; --warm-up jobs are "
+    "not reported.\n";
 
 double Percentile(std::vector<double> values, double share) {
   if (values.empty()) return 0;
@@ -29,8 +32,8 @@ double Percentile(std::vector<double> values, double share) {
 
 int main(int argc, char** argv) {
   const Flags flags(argc, argv,
-                    {"period-us", "kernels", "kernel-us", "blocks", "threads", "jobs", "streams", "words", "warm-up",
-                     "deadline-us", "graph", "copy", "high-priority"},
+                    {"period-us", "kernels", "kernel-us", "blocks", "threads", "jobs", "streams",
+                     "words", "warm-up", "deadline-us", "graph", "copy", "high-priority"},
                     kUsage);
   const double period_us = flags.Number("period-us", 10'000);
   const auto kernels = static_cast<uint32_t>(flags.Number("kernels", 40));
@@ -49,7 +52,8 @@ int main(int argc, char** argv) {
   CUevent fork;
   std::vector<CUevent> joins(streams);
   Require(cu.EventCreate(&fork, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
-  for (CUevent& join : joins) Require(cu.EventCreate(&join, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
+  for (CUevent& join : joins)
+    Require(cu.EventCreate(&join, CU_EVENT_DISABLE_TIMING), "cuEventCreate");
   void* staging = nullptr;
   CUdeviceptr input = 0;
   constexpr size_t kInputBytes = 64 << 10;
@@ -61,7 +65,8 @@ int main(int argc, char** argv) {
   // Stream 0 leads: the others start behind it and it ends behind them, so its end is the job's.
   const auto enqueue = [&] {
     if (streams > 1) Require(cu.EventRecord(fork, gpu.stream(0)), "cuEventRecord");
-    for (uint32_t s = 1; s < streams; ++s) Require(cu.StreamWaitEvent(gpu.stream(s), fork, 0), "cuStreamWaitEvent");
+    for (uint32_t s = 1; s < streams; ++s)
+      Require(cu.StreamWaitEvent(gpu.stream(s), fork, 0), "cuStreamWaitEvent");
     for (uint32_t k = 0; k < kernels; ++k) gpu.Launch(k % streams, blocks, threads, k, kernel_ns);
     for (uint32_t s = 1; s < streams; ++s) {
       Require(cu.EventRecord(joins[s], gpu.stream(s)), "cuEventRecord");
@@ -71,7 +76,8 @@ int main(int argc, char** argv) {
   CUgraphExec graph = nullptr;
   if (flags.Has("graph")) {
     CUgraph captured;
-    Require(cu.StreamBeginCapture(gpu.stream(0), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL), "cuStreamBeginCapture");
+    Require(cu.StreamBeginCapture(gpu.stream(0), CU_STREAM_CAPTURE_MODE_THREAD_LOCAL),
+            "cuStreamBeginCapture");
     enqueue();
     Require(cu.StreamEndCapture(gpu.stream(0), &captured), "cuStreamEndCapture");
     Require(cu.GraphInstantiateWithFlags(&graph, captured, 0), "cuGraphInstantiate");
@@ -107,9 +113,11 @@ int main(int argc, char** argv) {
     list += text;
   }
   const double n = std::max(1.0, static_cast<double>(latencies_us.size()));
-  printf("{\"tenant\":\"rt\",\"jobs\":%zu,\"mean_us\":%.2f,\"p50_us\":%.2f,\"p99_us\":%.2f,\"max_us\":%.2f,"
-         "\"misses\":%u,\"checksum\":\"%s\",\"latencies_us\":[%s]}\n",
-         latencies_us.size(), sum / n, Percentile(latencies_us, 0.5), Percentile(latencies_us, 0.99),
-         Percentile(latencies_us, 1.0), misses, gpu.Checksum().c_str(), list.c_str());
+  printf(
+      "{\"tenant\":\"rt\",\"jobs\":%zu,\"mean_us\":%.2f,\"p50_us\":%.2f,\"p99_us\":%.2f,\"max_us\":"
+      "%.2f,"
+      "\"misses\":%u,\"checksum\":\"%s\",\"latencies_us\":[%s]}\n",
+      latencies_us.size(), sum / n, Percentile(latencies_us, 0.5), Percentile(latencies_us, 0.99),
+      Percentile(latencies_us, 1.0), misses, gpu.Checksum().c_str(), list.c_str());
   return 0;
 }

@@ -1,7 +1,8 @@
 // Process tests of the software GPU: a device process of the test's own and programs that use it.
 //
-// The driver's state is one per process, so each program of a test is a forked child that has not touched a GPU
-// before; its failed expectations become its exit status. The device dies with the test.
+// The driver's state is one per process, so each program of a test is a forked child that has not
+// touched a GPU before; its failed expectations become its exit status. The device dies with the
+// test.
 #ifndef TESTS_UNIT_SOFTGPU_DEVICE_FIXTURE_H_
 #define TESTS_UNIT_SOFTGPU_DEVICE_FIXTURE_H_
 
@@ -118,7 +119,8 @@ class DeviceTest : public testing::Test {
   struct LogLine {
     std::string text;
     std::string kind, type, name;
-    long long pid = 0, context = 0, stream = 0, first_sm = 0, last_sm = 0, from = 0, to = 0, node = -1, seq = 0;
+    long long pid = 0, context = 0, stream = 0, first_sm = 0, last_sm = 0, from = 0, to = 0,
+              node = -1, seq = 0;
   };
 
   std::vector<LogLine> ReadLog() {

@@ -1,4 +1,5 @@
-// The libcuda stand-in and the device process, as programs see them: values, order, rules and refusals.
+// The libcuda stand-in and the device process, as programs see them: values, order, rules and
+// refusals.
 #include <cuda.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -61,7 +62,8 @@ struct Cuda {
     EXPECT_EQ(cuCtxSynchronize(), CUDA_SUCCESS);
     return p;
   }
-  CUresult Hash(CUstream s, CUdeviceptr out, CUdeviceptr in, uint32_t key, uint64_t ns = 5 * kUs, uint32_t blocks = 1) {
+  CUresult Hash(CUstream s, CUdeviceptr out, CUdeviceptr in, uint32_t key, uint64_t ns = 5 * kUs,
+                uint32_t blocks = 1) {
     uint32_t count = kWords;
     void* args[] = {&out, &in, &count, &key, &ns};
     return cuLaunchKernel(Function("rb_hash"), blocks, 1, 1, 64, 1, 1, 0, s, args, nullptr);
@@ -85,10 +87,12 @@ struct SharedWord {
   SharedWord() {
     fd = memfd_create("word", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     EXPECT_EQ(ftruncate(fd, 4096), 0);
-    word = static_cast<volatile uint32_t*>(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
+    word = static_cast<volatile uint32_t*>(
+        mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
   }
   CUdeviceptr Register() {
-    EXPECT_EQ(cuMemHostRegister(const_cast<uint32_t*>(word), 4096, CU_MEMHOSTREGISTER_DEVICEMAP), CUDA_SUCCESS);
+    EXPECT_EQ(cuMemHostRegister(const_cast<uint32_t*>(word), 4096, CU_MEMHOSTREGISTER_DEVICEMAP),
+              CUDA_SUCCESS);
     CUdeviceptr p = 0;
     EXPECT_EQ(cuMemHostGetDevicePointer(&p, const_cast<uint32_t*>(word), 0), CUDA_SUCCESS);
     return p;
@@ -317,8 +321,10 @@ TEST_F(DriverTest, PerThreadEntryPointsUseTheThreadsOwnStream) {
     Synchronize synchronize = nullptr;
     WaitValue wait_value = nullptr;
     const cuuint64_t per_thread = CU_GET_PROC_ADDRESS_PER_THREAD_DEFAULT_STREAM;
-    OK(cuGetProcAddress("cuStreamSynchronize", reinterpret_cast<void**>(&synchronize), 13000, per_thread, nullptr));
-    OK(cuGetProcAddress("cuStreamWaitValue32", reinterpret_cast<void**>(&wait_value), 13000, per_thread, nullptr));
+    OK(cuGetProcAddress("cuStreamSynchronize", reinterpret_cast<void**>(&synchronize), 13000,
+                        per_thread, nullptr));
+    OK(cuGetProcAddress("cuStreamWaitValue32", reinterpret_cast<void**>(&wait_value), 13000,
+                        per_thread, nullptr));
     // The main thread's stream is held; another thread's is not.
     OK(wait_value(nullptr, gate, 1, CU_STREAM_WAIT_VALUE_GEQ));
     std::thread([&] {
@@ -397,7 +403,8 @@ TEST_F(DriverTest, CaptureRulesOfStreams) {
     OK(cuStreamBeginCapture(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL));
     EXPECT_EQ(cuda.Spin(nullptr, kUs), CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
     EXPECT_EQ(cuStreamEndCapture(blocking, &graph), CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
-    EXPECT_EQ(cuStreamBeginCapture(nullptr, CU_STREAM_CAPTURE_MODE_GLOBAL), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    EXPECT_EQ(cuStreamBeginCapture(nullptr, CU_STREAM_CAPTURE_MODE_GLOBAL),
+              CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     // Synchronising with, or asking, a capturing stream spoils it.
     OK(cuStreamBeginCapture(s, CU_STREAM_CAPTURE_MODE_GLOBAL));
     EXPECT_EQ(cuStreamSynchronize(s), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
@@ -455,7 +462,8 @@ TEST_F(DriverTest, GraphsDoWhatWasCaptured) {
     OK(cuda.Hash(a, p, q, 3));
     OK(cuMemcpyDtoDAsync(q, p, 4, a));
     OK(cuMemsetD32Async(p, 5, 1, a));
-    OK(cuLaunchHostFunc(a, [](void* n) { ++*static_cast<std::atomic<int>*>(n); }, &calls));
+    OK(cuLaunchHostFunc(
+        a, [](void* n) { ++*static_cast<std::atomic<int>*>(n); }, &calls));
     CUgraph graph;
     OK(cuStreamEndCapture(a, &graph));
     size_t nodes = 0, edges = 0;
@@ -596,7 +604,8 @@ TEST_F(DriverTest, GraphNodesKeepTheirPartitionUnlessRebuilt) {
   });
   std::vector<std::pair<long long, long long>> spans;
   for (const LogLine& line : ReadLog()) {
-    if (line.kind == "blocks" && line.type == "kernel") spans.emplace_back(line.first_sm, line.last_sm);
+    if (line.kind == "blocks" && line.type == "kernel")
+      spans.emplace_back(line.first_sm, line.last_sm);
   }
   ASSERT_EQ(spans.size(), 4u);
   EXPECT_EQ(spans[0], std::make_pair(8ll, 31ll));
@@ -616,13 +625,14 @@ TEST_F(DriverTest, HostFunctionsRunInOrderAndMayNotCallTheDriver) {
     for (int i = 0; i < 100; ++i) {
       values[i] = i;
       OK(cuda.Spin(s, kUs));
-      OK(cuLaunchHostFunc(s,
-                          [](void* v) {
-                            seen.push_back(*static_cast<int*>(v));
-                            CUdeviceptr p;
-                            inside = cuMemAlloc(&p, 64);
-                          },
-                          &values[i]));
+      OK(cuLaunchHostFunc(
+          s,
+          [](void* v) {
+            seen.push_back(*static_cast<int*>(v));
+            CUdeviceptr p;
+            inside = cuMemAlloc(&p, 64);
+          },
+          &values[i]));
     }
     OK(cuStreamSynchronize(s));
     ASSERT_EQ(seen.size(), 100u);
@@ -692,9 +702,12 @@ TEST_F(DriverTest, ImpossibleLaunchesAreRefused) {
     uint64_t ns = kUs;
     void* args[] = {&ns};
     CUfunction spin = cuda.Function("rb_spin");
-    EXPECT_EQ(cuLaunchKernel(spin, 0, 1, 1, 32, 1, 1, 0, s, args, nullptr), CUDA_ERROR_INVALID_VALUE);
-    EXPECT_EQ(cuLaunchKernel(spin, 1, 1, 1, 2048, 1, 1, 0, s, args, nullptr), CUDA_ERROR_INVALID_VALUE);
-    EXPECT_EQ(cuLaunchKernel(spin, 1, 1, 1, 32, 1, 1, 100 << 10, s, args, nullptr), CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(cuLaunchKernel(spin, 0, 1, 1, 32, 1, 1, 0, s, args, nullptr),
+              CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(cuLaunchKernel(spin, 1, 1, 1, 2048, 1, 1, 0, s, args, nullptr),
+              CUDA_ERROR_INVALID_VALUE);
+    EXPECT_EQ(cuLaunchKernel(spin, 1, 1, 1, 32, 1, 1, 100 << 10, s, args, nullptr),
+              CUDA_ERROR_INVALID_VALUE);
     int per_sm;
     OK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, spin, 1024, 0));
     EXPECT_EQ(per_sm, 2);
@@ -767,12 +780,14 @@ TEST_F(DriverTest, MissingFeaturesAreReportedAndRefused) {
   Run([] {
     Cuda cuda;
     int value = 1;
-    OK(cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS_V1, cuda.device));
+    OK(cuDeviceGetAttribute(&value, CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS_V1,
+                            cuda.device));
     EXPECT_EQ(value, 0);
     CUdeviceptr p = cuda.Buffer();
     EXPECT_EQ(cuStreamWriteValue32(nullptr, p, 1, 0), CUDA_ERROR_NOT_SUPPORTED);
     CUdevResource all;
-    EXPECT_EQ(cuDeviceGetDevResource(cuda.device, &all, CU_DEV_RESOURCE_TYPE_SM), CUDA_ERROR_NOT_SUPPORTED);
+    EXPECT_EQ(cuDeviceGetDevResource(cuda.device, &all, CU_DEV_RESOURCE_TYPE_SM),
+              CUDA_ERROR_NOT_SUPPORTED);
     alignas(4096) static char page[4096];
     EXPECT_EQ(cuMemHostRegister(page, 4096, 0), CUDA_ERROR_NOT_SUPPORTED);
   });
@@ -786,7 +801,8 @@ TEST_F(DriverTest, AForkedChildHasNoGpuAndHarmsNobody) {
     OK(cuda.Spin(s, 1000 * kUs));
     const pid_t child = fork();
     if (child == 0) {
-      const bool refused = cuInit(0) == CUDA_ERROR_NOT_INITIALIZED && cuStreamQuery(s) == CUDA_ERROR_NOT_INITIALIZED;
+      const bool refused =
+          cuInit(0) == CUDA_ERROR_NOT_INITIALIZED && cuStreamQuery(s) == CUDA_ERROR_NOT_INITIALIZED;
       _exit(refused ? 0 : 1);
     }
     int status = -1;
@@ -830,7 +846,8 @@ TEST_F(DriverTest, MemoryIsSharedBetweenProcesses) {
   EXPECT_EQ(Wait(owner), 0);
 }
 
-// Both programs hold the SMs for a long time; whether their blocks ever overlap tells how they share.
+// Both programs hold the SMs for a long time; whether their blocks ever overlap tells how they
+// share.
 void Compete(DeviceTest*, int ready_fd, int go_fd) {
   Cuda cuda;
   CUstream s = cuda.Stream();
@@ -864,7 +881,9 @@ class SharingTest : public DeviceTest {
     for (const LogLine& x : lines) {
       if (x.kind == "switch") ++*switches;
       for (const LogLine& y : lines) {
-        if (x.kind == "blocks" && y.kind == "blocks" && x.pid < y.pid && x.from < y.to && y.from < x.to) ++*overlaps;
+        if (x.kind == "blocks" && y.kind == "blocks" && x.pid < y.pid && x.from < y.to &&
+            y.from < x.to)
+          ++*overlaps;
       }
     }
   }

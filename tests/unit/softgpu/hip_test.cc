@@ -19,13 +19,16 @@
 
 extern "C" {
 void** __hipRegisterFatBinary(const void* data);
-void __hipRegisterFunction(void** modules, const void* host, char* stub, const char* name, unsigned limit, void* tid,
-                           void* bid, void* block, void* grid, int* wave);
+void __hipRegisterFunction(void** modules, const void* host, char* stub, const char* name,
+                           unsigned limit, void* tid, void* bid, void* block, void* grid,
+                           int* wave);
 void __hipUnregisterFatBinary(void** modules);
-hipError_t hipGetProcAddress(const char* name, void** out, int version, uint64_t flags, int* status);
+hipError_t hipGetProcAddress(const char* name, void** out, int version, uint64_t flags,
+                             int* status);
 }
-hipError_t hipExtModuleLaunchKernel(hipFunction_t f, uint32_t tx, uint32_t ty, uint32_t tz, uint32_t bx, uint32_t by,
-                                    uint32_t bz, size_t shared, hipStream_t stream, void** params, void** extra,
+hipError_t hipExtModuleLaunchKernel(hipFunction_t f, uint32_t tx, uint32_t ty, uint32_t tz,
+                                    uint32_t bx, uint32_t by, uint32_t bz, size_t shared,
+                                    hipStream_t stream, void** params, void** extra,
                                     hipEvent_t start, hipEvent_t stop, uint32_t flags);
 
 namespace rubato::softgpu {
@@ -56,8 +59,8 @@ TEST_F(HipTest, EveryWayToLaunchRunsTheSameKernel) {
     void** modules = __hipRegisterFatBinary(&binary);
     ASSERT_NE(modules, nullptr);
     char name[] = "rb_hash";
-    __hipRegisterFunction(modules, reinterpret_cast<const void*>(&HashStub), name, name, 0, nullptr, nullptr, nullptr,
-                          nullptr, nullptr);
+    __hipRegisterFunction(modules, reinterpret_cast<const void*>(&HashStub), name, name, 0, nullptr,
+                          nullptr, nullptr, nullptr, nullptr);
     hipStream_t stream;
     OK(hipStreamCreateWithFlags(&stream, hipStreamNonBlocking));
     void* p;
@@ -66,7 +69,8 @@ TEST_F(HipTest, EveryWayToLaunchRunsTheSameKernel) {
     uint32_t count = kWords, key = 1;
     uint64_t ns = 1000;
     void* args[] = {&p, &p, &count, &key, &ns};
-    OK(hipLaunchKernel(reinterpret_cast<const void*>(&HashStub), dim3(1), dim3(64), args, 0, stream));
+    OK(hipLaunchKernel(reinterpret_cast<const void*>(&HashStub), dim3(1), dim3(64), args, 0,
+                       stream));
     key = 2;
     hipModule_t module;
     hipFunction_t function;
@@ -77,7 +81,8 @@ TEST_F(HipTest, EveryWayToLaunchRunsTheSameKernel) {
     hipEvent_t start, stop;
     OK(hipEventCreate(&start));
     OK(hipEventCreate(&stop));
-    OK(hipExtModuleLaunchKernel(function, 64, 1, 1, 64, 1, 1, 0, stream, args, nullptr, start, stop, 0));
+    OK(hipExtModuleLaunchKernel(function, 64, 1, 1, 64, 1, 1, 0, stream, args, nullptr, start, stop,
+                                0));
     key = 4;
     struct {
       void* out;

@@ -27,10 +27,13 @@ struct Recorder : GpuListener {
     order.push_back(op.op);
     if (was_cancelled) cancelled.push_back(op.op);
   }
-  void OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_t blocks, uint32_t, uint32_t) override {
+  void OnBlocks(const OpRef& op, int64_t from, int64_t to, uint32_t blocks, uint32_t,
+                uint32_t) override {
     spans.push_back({op.op, op.context, from, to, blocks});
   }
-  void OnSwitch(uint32_t, uint32_t, int64_t from, int64_t to) override { switches.emplace_back(from, to); }
+  void OnSwitch(uint32_t, uint32_t, int64_t from, int64_t to) override {
+    switches.emplace_back(from, to);
+  }
   int64_t End(OpId op, uint32_t node = kWholeOp) const {
     auto it = finished.find({op, node});
     return it == finished.end() ? -1 : it->second;
@@ -64,9 +67,11 @@ class ModelTest : public testing::Test {
  protected:
   void Use(const DeviceSpec& spec) { gpu_ = std::make_unique<Gpu>(spec, &log_); }
   void RunOut() {
-    while (gpu_->NextEventAt() != INT64_MAX && gpu_->NextEventAt() < 1'000'000 * kMs) gpu_->Advance(gpu_->NextEventAt());
+    while (gpu_->NextEventAt() != INT64_MAX && gpu_->NextEventAt() < 1'000'000 * kMs)
+      gpu_->Advance(gpu_->NextEventAt());
   }
-  StreamId Stream(ContextId context, StreamKind kind = StreamKind::kNonBlocking, int priority = 0, SmRange sms = {}) {
+  StreamId Stream(ContextId context, StreamKind kind = StreamKind::kNonBlocking, int priority = 0,
+                  SmRange sms = {}) {
     return gpu_->CreateStream(context, {kind, priority, sms});
   }
   Recorder log_;
@@ -120,7 +125,7 @@ TEST_F(ModelTest, PriorityGoesFirstButPreemptsNoBlock) {
   gpu_->Submit(high, 2, Kernel(8, 10 * kUs), 150 * kUs);
   RunOut();
   EXPECT_EQ(log_.started.at({2, kWholeOp}), 150 * kUs);
-  EXPECT_EQ(log_.End(2), 210 * kUs);   // Waits for the wave in flight only.
+  EXPECT_EQ(log_.End(2), 210 * kUs);  // Waits for the wave in flight only.
   EXPECT_EQ(log_.End(1), 1010 * kUs);
 }
 
@@ -137,7 +142,8 @@ TEST_F(ModelTest, EqualPriorityWaitsForAllBlocksAhead) {
 TEST_F(ModelTest, PartitionsRunSideBySide) {
   Use(Free());
   const ContextId c = gpu_->CreateContext({});
-  const StreamId a = Stream(c, StreamKind::kNonBlocking, 0, {0, 2}), b = Stream(c, StreamKind::kNonBlocking, 0, {2, 2});
+  const StreamId a = Stream(c, StreamKind::kNonBlocking, 0, {0, 2}),
+                 b = Stream(c, StreamKind::kNonBlocking, 0, {2, 2});
   gpu_->Submit(a, 1, Kernel(40, 100 * kUs), 0);
   gpu_->Submit(b, 2, Kernel(8, 100 * kUs), 0);
   RunOut();
@@ -188,7 +194,8 @@ TEST_F(ModelTest, OneServerRunsItsContextsSideBySide) {
 TEST_F(ModelTest, LegacyStreamIsABarrierForBlockingStreamsOnly) {
   Use(Free());
   const ContextId c = gpu_->CreateContext({});
-  const StreamId legacy = Stream(c, StreamKind::kLegacy), blocking = Stream(c, StreamKind::kBlocking);
+  const StreamId legacy = Stream(c, StreamKind::kLegacy),
+                 blocking = Stream(c, StreamKind::kBlocking);
   const StreamId free_stream = Stream(c);
   gpu_->Submit(blocking, 1, Kernel(1, 100), 0);
   gpu_->Submit(legacy, 2, Kernel(1, 100), 0);
@@ -377,7 +384,8 @@ TEST_F(ModelTest, DestroyingAContextInsideAGraphLeavesNothingBehind) {
   EXPECT_TRUE(gpu_->Idle());
 }
 
-// A job of many small kernels beside a flood of long ones from another process: the tail that time slices give.
+// A job of many small kernels beside a flood of long ones from another process: the tail that time
+// slices give.
 TEST_F(ModelTest, ShowsTheTailOfTimeSlices) {
   Use(DeviceSpec{});
   const StreamId rt = Stream(gpu_->CreateContext({})), flood = Stream(gpu_->CreateContext({}));
@@ -407,7 +415,8 @@ TEST_F(ModelTest, ShowsTheTailOfTimeSlices) {
   EXPECT_LT(worst, 4 * alone);
 }
 
-// The same under one server and without priorities: each small kernel waits for a long one, jobs pile up.
+// The same under one server and without priorities: each small kernel waits for a long one, jobs
+// pile up.
 TEST_F(ModelTest, ShowsTheCollapseUnderOneServer) {
   Use(DeviceSpec{});
   const StreamId rt = Stream(gpu_->CreateContext({1, 0, UINT32_MAX}));
@@ -433,7 +442,8 @@ TEST_F(ModelTest, TheSameCallsGiveTheSameHistory) {
     uint32_t seed = 12345;
     for (OpId id = 1; id < 3000; ++id) {
       seed = seed * 1664525 + 1013904223;
-      gpu.Submit(streams[seed % streams.size()], id, Kernel(1 + seed % 700, 1 + (seed >> 8) % 400'000),
+      gpu.Submit(streams[seed % streams.size()], id,
+                 Kernel(1 + seed % 700, 1 + (seed >> 8) % 400'000),
                  static_cast<int64_t>(id) * 20'000);
     }
     while (gpu.NextEventAt() != INT64_MAX) gpu.Advance(gpu.NextEventAt());

@@ -75,8 +75,10 @@ TEST_F(NvmlTest, NamesDevicesInEveryWay) {
     ASSERT_EQ(cuDeviceGetUuid_v2(&driver, 2), CUDA_SUCCESS);
     char text[41];
     const auto* u = reinterpret_cast<const unsigned char*>(driver.bytes);
-    snprintf(text, sizeof text, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
-             u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    snprintf(text, sizeof text,
+             "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0], u[1],
+             u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14],
+             u[15]);
     EXPECT_STREQ(text, uuid);
     unsigned current = 9, pending = 9;
     OK(nvmlDeviceGetMigMode(device, &current, &pending));
@@ -102,7 +104,10 @@ TEST_F(NvmlTest, SeesWhoUsesTheDevice) {
     ASSERT_EQ(cuInit(0), CUDA_SUCCESS);
     ASSERT_EQ(cuCtxCreate(&context, nullptr, 0, 0), CUDA_SUCCESS);
     ASSERT_EQ(cuMemAlloc(&p, 1 << 20), CUDA_SUCCESS);
-    OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &count, nullptr) == NVML_ERROR_INSUFFICIENT_SIZE ? 0 : 1);
+    OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &count, nullptr) ==
+               NVML_ERROR_INSUFFICIENT_SIZE
+           ? 0
+           : 1);
     ASSERT_EQ(count, 1u);
     nvmlProcessInfo_t info;
     OK(nvmlDeviceGetComputeRunningProcesses_v3(device, &count, &info));
@@ -124,9 +129,13 @@ TEST_F(NvmlTest, SeesWhoUsesTheDevice) {
     for (int i = 0; i < 20; ++i) {
       ASSERT_EQ(cuLaunchKernel(spin, 1, 1, 1, 32, 1, 1, 0, nullptr, args, nullptr), CUDA_SUCCESS);
     }
-    EXPECT_TRUE(Eventually([&] { return nvmlDeviceGetUtilizationRates(device, &use) == NVML_SUCCESS && use.gpu > 90; }));
+    EXPECT_TRUE(Eventually([&] {
+      return nvmlDeviceGetUtilizationRates(device, &use) == NVML_SUCCESS && use.gpu > 90;
+    }));
     ASSERT_EQ(cuCtxSynchronize(), CUDA_SUCCESS);
-    EXPECT_TRUE(Eventually([&] { return nvmlDeviceGetUtilizationRates(device, &use) == NVML_SUCCESS && use.gpu == 0; }));
+    EXPECT_TRUE(Eventually([&] {
+      return nvmlDeviceGetUtilizationRates(device, &use) == NVML_SUCCESS && use.gpu == 0;
+    }));
     unsigned mhz = 0;
     OK(nvmlDeviceGetClockInfo(device, 1, &mhz));
     EXPECT_EQ(mhz, 1980u);
