@@ -16,17 +16,37 @@
 
 namespace rubato::softgpu {
 
-#define RUBATO_TENANT_CALLS(X)                                                                 \
-  X(Init)                                                                                      \
-  X(DeviceGet)                                                                                 \
-  X(DevicePrimaryCtxRetain)                                                                    \
-  X(CtxSetCurrent)                                                                             \
-  X(ModuleLoadData) X(ModuleGetFunction) X(MemAlloc) X(MemFree) X(MemHostAlloc) X(MemFreeHost) \
-      X(MemcpyHtoD) X(MemcpyDtoH) X(MemcpyHtoDAsync) X(StreamCreateWithPriority)               \
-          X(StreamSynchronize) X(StreamWaitEvent) X(StreamBeginCapture) X(StreamEndCapture)    \
-              X(GraphInstantiateWithFlags) X(GraphLaunch) X(LaunchKernel) X(EventCreate)       \
-                  X(EventRecord) X(EventSynchronize) X(EventDestroy) X(GetErrorName)           \
-                      X(CtxGetStreamPriorityRange) X(MemsetD32)
+// clang-format off
+#define RUBATO_TENANT_CALLS(X)          \
+  X(Init)                               \
+  X(DeviceGet)                          \
+  X(DevicePrimaryCtxRetain)             \
+  X(CtxSetCurrent)                      \
+  X(ModuleLoadData)                     \
+  X(ModuleGetFunction)                  \
+  X(MemAlloc)                           \
+  X(MemFree)                            \
+  X(MemHostAlloc)                       \
+  X(MemFreeHost)                        \
+  X(MemcpyHtoD)                         \
+  X(MemcpyDtoH)                         \
+  X(MemcpyHtoDAsync)                    \
+  X(StreamCreateWithPriority)           \
+  X(StreamSynchronize)                  \
+  X(StreamWaitEvent)                    \
+  X(StreamBeginCapture)                 \
+  X(StreamEndCapture)                   \
+  X(GraphInstantiateWithFlags)          \
+  X(GraphLaunch)                        \
+  X(LaunchKernel)                       \
+  X(EventCreate)                        \
+  X(EventRecord)                        \
+  X(EventSynchronize)                   \
+  X(EventDestroy)                       \
+  X(GetErrorName)                       \
+  X(CtxGetStreamPriorityRange)          \
+  X(MemsetD32)
+// clang-format on
 
 struct GpuCalls {
 #define RUBATO_DECLARE_CALL(name) decltype(&::cu##name) name = nullptr;
