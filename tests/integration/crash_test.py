@@ -86,6 +86,20 @@ class Crash(rig.RigTest):
         self.assertEqual(alone.expect("done"), checksum)
         self.finish(alone)
 
+    def test_in_hybrid_the_other_best_effort_program_goes_on(self):
+        world = self.rig(dilation=10)
+        world.up("--mode", "hybrid")
+        first = world.best_effort("first", flood())
+        second = world.best_effort("second", flood())
+        for program in (first, second):
+            program.expect("ops")
+        os.kill(world.child_of(first), signal.SIGKILL)
+        self.finish(first, 128 + signal.SIGKILL)
+        self.assert_goes_on(second)
+        self.assertIsNone(world.tenant("first"))
+        second.end_input()
+        self.finish(second)
+
     def test_a_restarted_scheduler_gets_its_sessions_back(self):
         world, realtime, best_effort = self.start_pair(60)
         before = world.status()

@@ -84,10 +84,11 @@ class Residency(rig.RigTest):
         self.assertGreaterEqual(len(releases), 5)
         self.assertGreater(len(violations(releases, blocks)), 0)
 
-    def check_mode(self, *up):
+    def check_mode(self, *up, declared=True):
         world = self.rig(dilation=DILATION)
         world.up(*up)
-        realtime = world.realtime("camera", periodic(40), period_ns=PERIOD_NS)
+        realtime = world.realtime("camera", periodic(40),
+                                  period_ns=PERIOD_NS if declared else None)
         pids = {}
 
         def start_flood():
@@ -119,8 +120,48 @@ class Residency(rig.RigTest):
     def test_under_rubato_none_is(self):
         self.check_mode()
 
+    def test_under_rubato_none_is_with_a_learnt_period(self):
+        self.check_mode(declared=False)
+
     def test_under_rubato_hybrid_none_is(self):
         self.check_mode("--mode", "hybrid")
+
+
+class SideBySide(rig.RigTest):
+    """Which programs may be on the GPU together, by mode."""
+
+    def overlaps(self, first, second):
+        return [(a, b) for a in first for b in second
+                if a["host_from_ns"] < b["host_to_ns"] and b["host_from_ns"] < a["host_to_ns"]]
+
+    def run_three(self, *up):
+        """Blocks of a real-time and two best-effort programs that ran at the same time."""
+        world = self.rig(dilation=10)
+        world.up(*up)
+        realtime = world.realtime("camera", [rig.TENANT, "flood"])
+        floods = [world.best_effort(name, [rig.TENANT, "flood"]) for name in ("one", "two")]
+        for program in (realtime, *floods):
+            program.expect("ops")
+        pids = [world.child_of(program) for program in (realtime, *floods)]
+        for program in floods:
+            until = rig.ops_after(program, rig.now_ns()) + 20
+            while rig.ops_after(program, rig.now_ns()) < until:
+                pass
+        for program in (realtime, *floods):
+            program.end_input()
+            self.finish(program)
+        log = world.stop_gpu()
+        return [blocks_of(log, pid) for pid in pids]
+
+    def test_timeslice_runs_one_at_a_time(self):
+        realtime, one, two = self.run_three()
+        self.assertEqual(self.overlaps(realtime, one + two), [])
+        self.assertEqual(self.overlaps(one, two), [])
+
+    def test_hybrid_runs_best_effort_programs_together(self):
+        realtime, one, two = self.run_three("--mode", "hybrid")
+        self.assertEqual(self.overlaps(realtime, one + two), [])
+        self.assertNotEqual(self.overlaps(one, two), [])
 
 
 if __name__ == "__main__":
