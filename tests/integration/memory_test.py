@@ -123,6 +123,29 @@ class Memory(rig.RigTest):
         self.assertGreaterEqual(used, 100)
         self.finish(program)
 
+    def test_hip_programs_have_limits_too(self):
+        world = self.rig()
+        script = (
+            "import ctypes\n"
+            "hip = ctypes.CDLL('libamdhip64.so')\n"
+            "assert hip.hipInit(0) == 0\n"
+            "first, second = ctypes.c_void_p(), ctypes.c_void_p()\n"
+            "print('first', hip.hipMalloc(ctypes.byref(first), ctypes.c_size_t(600 << 20)))\n"
+            "print('second', hip.hipMalloc(ctypes.byref(second), ctypes.c_size_t(600 << 20)))\n"
+            "free, total = ctypes.c_size_t(), ctypes.c_size_t()\n"
+            "assert hip.hipMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0\n"
+            "print('info', free.value >> 20, total.value >> 20)\n"
+            "print('free', hip.hipFree(first))\n"
+            "print('third', hip.hipMalloc(ctypes.byref(second), ctypes.c_size_t(600 << 20)))\n")
+        program = world.best_effort("limited", ["python3", "-c", script], "--memory", "1GiB")
+        lines = self.finish(program)
+        self.assertEqual(lines[0], "first 0")
+        self.assertEqual(lines[1], "second 2")  # hipErrorOutOfMemory
+        free, total = (int(word) for word in lines[2].split()[1:])
+        self.assertEqual(total, 1024)
+        self.assertLessEqual(free, 424)
+        self.assertEqual(lines[3:], ["free 0", "third 0"])
+
 
 if __name__ == "__main__":
     rig.main()
