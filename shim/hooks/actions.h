@@ -31,6 +31,16 @@ inline Handle NamedStream(Stream stream, bool per_thread) {
   return stream == Stream{} && per_thread ? VendorDriver().per_thread_stream : AsHandle(stream);
 }
 
+// What a stream says about a capture. A driver that cannot be asked has no captures.
+enum class Capture : uint8_t { kNone, kOpen, kUntold };
+inline Capture CaptureOf(Handle stream) {
+  const Driver& driver = VendorDriver();
+  int capturing = 0;
+  if (driver.is_capturing == nullptr) return Capture::kNone;
+  if (driver.is_capturing(stream, &capturing) != 0) return Capture::kUntold;
+  return capturing != 0 ? Capture::kOpen : Capture::kNone;
+}
+
 // ---- Ops ----------------------------------------------------------------------------------------
 
 inline Op StreamOp(abi::OpKind kind, Stream stream, bool per_thread) {
@@ -217,10 +227,9 @@ inline Status Allocate(AllocationKind kind, uint64_t bytes, Out* out, const Call
 template <typename Out, typename Call>
 inline Status AllocateInStream(Stream stream, bool per_thread, uint64_t bytes, Out* out,
                                const Call& call) {
-  if (abi::LoadRelaxed(g_state.active_captures) != 0) {
-    int capturing = 0;
-    const Handle asked = NamedStream(stream, per_thread);
-    if (VendorDriver().is_capturing(asked, &capturing) != 0 || capturing != 0) return call();
+  if (abi::LoadRelaxed(g_state.active_captures) != 0 &&
+      CaptureOf(NamedStream(stream, per_thread)) != Capture::kNone) {
+    return call();
   }
   return Allocate(AllocationKind::kPointer, bytes, out, call);
 }
@@ -316,13 +325,22 @@ inline Status Forget(Event event, const Call& call) {
   return call();
 }
 
+// A stream that is destroyed while it captures takes its capture with it.
 template <typename Call>
 inline Status DestroyStream(Stream stream, const Call& call) {
+  bool capturing = false;
   {
     const ErrnoGuard guard;
     OnStreamDestroyed(AsHandle(stream));
+    capturing = abi::LoadRelaxed(g_state.active_captures) != 0 &&
+                CaptureOf(AsHandle(stream)) == Capture::kOpen;
   }
-  return call();
+  const Status status = call();
+  if (status == kSuccess && capturing) {
+    const ErrnoGuard guard;
+    OnCaptureEnded();
+  }
+  return status;
 }
 
 template <typename Call>
@@ -346,16 +364,11 @@ inline Status BeginCapture(const Call& call) {
 // An end that fails may or may not have ended the capture: the stream itself says.
 template <typename Call>
 inline Status EndCapture(Stream stream, bool per_thread, const Call& call) {
-  const Driver& driver = VendorDriver();
   const Handle asked = NamedStream(stream, per_thread);
-  int before = 0;
-  const bool was = driver.is_capturing(asked, &before) == 0 && before != 0;
+  const bool open = CaptureOf(asked) == Capture::kOpen;
   const Status status = call();
   const ErrnoGuard guard;
-  int after = 0;
-  if (was && (status == kSuccess || (driver.is_capturing(asked, &after) == 0 && after == 0))) {
-    OnCaptureEnded();
-  }
+  if (open && (status == kSuccess || CaptureOf(asked) == Capture::kNone)) OnCaptureEnded();
   return status;
 }
 

@@ -570,6 +570,18 @@ TEST_F(EntriesTest, CaptureIsCountedUntilItIsOver) {
   g_fake->capturing = 1;
   cuStreamEndCapture_ptsz(stream, &graph);
   EXPECT_EQ(Story(), "capture ended");
+  // A stream that is destroyed takes its capture with it.
+  g_state.active_captures = 1;
+  ResetCalls();
+  g_fake->during = nullptr;
+  g_fake->capturing = 1;
+  cuStreamDestroy_v2(stream);
+  EXPECT_EQ(Story(), "stream destroyed, capture ended");
+  ResetCalls();
+  g_fake->capturing = 0;
+  cuStreamDestroy_v2(stream);
+  EXPECT_EQ(Story(), "stream destroyed");
+  g_state.active_captures = 0;
 }
 
 TEST_F(EntriesTest, ObjectsAreForgottenBeforeTheirHandlesCanComeBack) {
