@@ -134,6 +134,26 @@ CUresult NewContext(Entry& e, CUdevice device, unsigned flags, bool primary, CUc
   return CUDA_SUCCESS;
 }
 
+namespace {
+
+void EmptyContext(Entry& e, CUcontext context) {
+  Driver& d = e.driver();
+  for (CUstream stream : std::set<CUstream>(context->streams)) DeleteStream(e, stream);
+  for (CUevent event : context->events) {
+    d.free_event_slots.push_back(event->slot);
+    d.events.Delete(event);
+  }
+}
+
+}  // namespace
+
+void DeletePart(Entry& e, CUcontext part) {
+  EmptyContext(e, part);
+  part->root->parts.erase(part);
+  e.driver().greens.Delete(part->green);
+  e.driver().contexts.Delete(part);
+}
+
 void DeleteContext(Entry& e, CUcontext context) {
   Driver& d = e.driver();
   e.device().Call(wire::RequestType::kDestroyContext, 0, {context->slot});
@@ -142,11 +162,8 @@ void DeleteContext(Entry& e, CUcontext context) {
       if (stream->context == context) capture->invalid = true;
     }
   }
-  for (CUstream stream : std::set<CUstream>(context->streams)) DeleteStream(e, stream);
-  for (CUevent event : context->events) {
-    d.free_event_slots.push_back(event->slot);
-    d.events.Delete(event);
-  }
+  for (CUcontext part : std::set<CUcontext>(context->parts)) DeletePart(e, part);
+  EmptyContext(e, context);
   for (CUmodule module : context->modules) {
     for (CUfunction function : module->functions) d.functions.Delete(function);
     d.modules.Delete(module);
@@ -179,7 +196,10 @@ CUresult NewStream(Entry& e, CUcontext context, unsigned flags, int priority, bo
   context->streams.insert(stream);
   wire::StreamBody body{};
   body.context = context->root->slot;
-  body.kind = legacy ? 2 : (flags & CU_STREAM_NON_BLOCKING) != 0 ? 0 : 1;
+  // The default stream of a green context is no barrier for anybody.
+  body.kind = legacy                                  ? (context->green != nullptr ? 0 : 2)
+              : (flags & CU_STREAM_NON_BLOCKING) != 0 ? 0
+                                                      : 1;
   body.priority = stream->priority;
   body.first_sm = context->green != nullptr ? context->green->first_sm : 0;
   body.sm_count = context->green != nullptr ? context->green->sm_count : UINT32_MAX;
@@ -309,6 +329,7 @@ CUresult WaitForContext(Entry& e, CUcontext context) {
     }
   };
   collect(context);
+  for (CUcontext part : context->parts) collect(part);
   Connection& device = e.device();
   bool alive = true;
   if (!all.empty()) {

@@ -142,6 +142,7 @@ struct CUctx_st {
   bool primary = false;
   CUcontext root = nullptr;  // Itself unless it belongs to a green context.
   CUgreenCtx green = nullptr;
+  std::set<CUcontext> parts;  // Those of its green contexts.
   CUstream legacy = nullptr;
   std::set<CUstream> streams;
   std::set<CUevent> events;
@@ -414,6 +415,8 @@ bool Is(CUgraphExec handle);
 CUresult ContextStatus(CUcontext context);
 CUresult NewContext(Entry& e, CUdevice device, unsigned flags, bool primary, CUcontext* out);
 void DeleteContext(Entry& e, CUcontext context);
+// The context of a green context, and the green context with it.
+void DeletePart(Entry& e, CUcontext part);
 CUresult NewStream(Entry& e, CUcontext context, unsigned flags, int priority, bool is_default,
                    bool legacy, CUstream* out);
 void DeleteStream(Entry& e, CUstream stream);

@@ -157,6 +157,7 @@ RUBATO_SOFTGPU_API cuGreenCtxCreate(CUgreenCtx* out, CUdevResourceDesc desc, CUd
   context->root = primary.context;
   context->green = green;
   green->context = context;
+  context->root->parts.insert(context);
   if (CUresult r = NewStream(e, context, 0, 0, true, true, &context->legacy)) return r;
   *out = green;
   return CUDA_SUCCESS;
@@ -170,13 +171,7 @@ RUBATO_SOFTGPU_API cuGreenCtxDestroy(CUgreenCtx green) {
   CUcontext context = green->context;
   const CUdevice device = context->device;
   if (CUresult r = WaitForContext(e, context); r == CUDA_ERROR_DEVICE_UNAVAILABLE) return r;
-  for (CUstream stream : std::set<CUstream>(context->streams)) DeleteStream(e, stream);
-  for (CUevent event : context->events) {
-    d.free_event_slots.push_back(event->slot);
-    d.events.Delete(event);
-  }
-  d.contexts.Delete(context);
-  d.greens.Delete(green);
+  DeletePart(e, context);
   PrimaryContext& primary = d.primary[device];
   if (primary.references > 0 && --primary.references == 0) {
     CUcontext root = std::exchange(primary.context, nullptr);

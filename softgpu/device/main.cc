@@ -20,6 +20,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <string>
 
 #include "softgpu/device/mps_control.h"
@@ -109,6 +110,13 @@ int Main(int argc, char** argv) {
         return 2;
     }
   }
+  // The daemon leaves the directory it was started in.
+  home.directory = std::filesystem::absolute(home.directory).string();
+  Settings settings = ReadSettings();
+  if (!daemon) settings.idle_exit_ns = 0;  // Whoever started it in the foreground ends it.
+  if (!settings.log_path.empty()) {
+    settings.log_path = std::filesystem::absolute(settings.log_path).string();
+  }
   home.socket_path = home.directory + "/device.sock";
   home.lock_path = home.directory + "/device.lock";
   if (mkdir(home.directory.c_str(), 0700) != 0 && errno != EEXIST) {
@@ -147,8 +155,6 @@ int Main(int argc, char** argv) {
   const int stop = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
   const int listener = Listen(home);
   if (listener < 0 || stop < 0) return 1;
-  Settings settings = ReadSettings();
-  if (!daemon) settings.idle_exit_ns = 0;  // Whoever started it in the foreground ends it.
   int status = 0;
   {
     Server server(settings, listener, stop);
