@@ -311,6 +311,24 @@ class Modes(rig.RigTest):
         left = [pid for pid in world.processes() if pid != world.gpu.pid]
         self.assertEqual(left, [])
 
+    def test_down_leaves_mps_to_those_who_use_it(self):
+        world = self.rig()
+        world.up("--mode", "hybrid")
+        program = world.best_effort("trainer", [rig.TENANT, "flood"])
+        program.expect("ops")
+        down = world.rubato("down")
+        self.assertEqual(down.returncode, 0, down.stderr)
+        self.assertIn("MPS goes on", down.stdout)
+        rig.ops_after(program, rig.now_ns())
+        # The next scheduler finds the daemon running and the program comes back to it.
+        world.up("--mode", "hybrid")
+        rig.wait_until(lambda: (world.tenant("trainer") or {}).get("sessions") == 1,
+                       "the program is back")
+        program.end_input()
+        self.finish(program)
+        down = world.rubato("down")
+        self.assertIn("stopped the MPS control daemon", down.stdout)
+
     def test_a_missing_mps_program_is_named(self):
         world = self.rig()
         world.env["RUBATO_MPS_CONTROL"] = "/no/such/mps-control"

@@ -134,5 +134,50 @@ class Crash(rig.RigTest):
         self.assertEqual(violations(releases, blocks_of(world.stop_gpu(), pid)), [])
 
 
+class NoScheduler(rig.RigTest):
+    """Programs that start, run and end while there is no scheduler, or another one each time."""
+
+    def test_a_program_that_starts_without_one(self):
+        world = self.rig(dilation=1)
+        argv = [rig.TENANT, "workload", "--rounds", "8"]
+        bare = self.finish(world.start(argv))
+        for options in (["--class", "realtime"], ["--class", "best-effort"]):
+            with self.subTest(options=options):
+                program = world.run(options, ["sh", "-c", 'echo begun; read x; exec "$@"', "sh",
+                                              *argv])
+                program.expect("begun")
+                os.kill(world.scheduler()["pid"], signal.SIGKILL)
+                program.say("")
+                self.assertEqual(self.finish(program), ["begun", *bare])
+
+    def test_one_that_dies_again_and_again(self):
+        world = self.rig(dilation=1)
+        programs = {
+            "camera": world.realtime("camera", [rig.TENANT, "flood", "--kernel-ns", 50_000]),
+            "one": world.best_effort("one", [rig.TENANT, "flood", "--kernel-ns", 50_000]),
+            "two": world.best_effort("two", [rig.TENANT, "flood", "--kernel-ns", 50_000]),
+        }
+        for program in programs.values():
+            program.expect("ops")
+        pids = {name: world.child_of(program) for name, program in programs.items()}
+
+        def attached():
+            return {tenant["name"]: session["pid"] for tenant in world.status()["tenants"]
+                    for session in tenant["session_list"]}
+
+        for _ in range(4):
+            os.kill(world.up()["pid"], signal.SIGKILL)
+            for program in programs.values():
+                rig.ops_after(program, rig.now_ns())
+            world.up()
+            rig.wait_until(lambda: attached() == pids, "all sessions are back")
+        for program in programs.values():
+            rig.ops_after(program, rig.now_ns())
+            program.end_input()
+            self.finish(program)
+        rig.wait_until(lambda: world.status()["tenants"] == [], "all tenants are gone")
+        self.assertEqual(world.status()["devices"][0]["sessions"], 0)
+
+
 if __name__ == "__main__":
     rig.main()
