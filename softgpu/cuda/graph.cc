@@ -268,8 +268,10 @@ void Send(Entry& e, CUgraphExec exec) {
     body.body_bytes = static_cast<uint32_t>(work.BodyBytes());
     const size_t needs_bytes = (exec->needs[i].size() * 4 + 7) / 8 * 8;
     tail.assign(needs_bytes + body.body_bytes, 0);
-    std::memcpy(tail.data(), exec->needs[i].data(), exec->needs[i].size() * 4);
-    std::memcpy(tail.data() + needs_bytes, &work.body, body.body_bytes);
+    for (size_t n = 0; n < exec->needs[i].size(); ++n) {
+      std::memcpy(tail.data() + n * 4, &exec->needs[i][n], 4);
+    }
+    if (body.body_bytes > 0) std::memcpy(tail.data() + needs_bytes, &work.body, body.body_bytes);
     e.device().Push(RecordType::kGraphNode, 0, exec->id, &body, sizeof body, tail.data(),
                     tail.size());
     if (work.type == RecordType::kHostCall) {
