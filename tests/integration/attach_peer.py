@@ -1,4 +1,4 @@
-"""A process that speaks the attach protocol by hand, well or badly. Layouts: proto/abi/handshake.h."""
+"""A process that speaks the attach protocol (proto/abi/handshake.h) by hand, well or badly."""
 
 import array
 import mmap
@@ -9,7 +9,8 @@ import time
 
 MAGIC = 0x4D425552
 MAJOR = 1
-HELLO, WELCOME, OPEN_DEVICE, DEVICE_OPENED, SLOT_MAPPED, SESSION_LIVE, GET_PEERS, PEERS = range(1, 9)
+(HELLO, WELCOME, OPEN_DEVICE, DEVICE_OPENED, SLOT_MAPPED, SESSION_LIVE, GET_PEERS,
+ PEERS) = range(1, 9)
 OK, VERSION_MISMATCH, CLOCK_MISMATCH, NOT_ALLOWED, UNKNOWN_DEVICE, FULL, BAD_MESSAGE, BAD_SLOT = (
     range(8))
 HEADER = struct.Struct("<IHHHHI")

@@ -1,4 +1,4 @@
-"""The rubato command as users meet it: exit codes, signals, one-line errors, the scheduler's life."""
+"""The rubato command as users meet it: exit codes, signals, errors, the scheduler's life."""
 
 import json
 import os

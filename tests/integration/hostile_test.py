@@ -254,8 +254,9 @@ class Versions(rig.RigTest):
                 greeting = connection.recv(2048)
                 self.assertEqual(len(greeting), 104)
                 self.assertEqual(attach_peer.HEADER.unpack_from(greeting)[1], attach_peer.HELLO)
-                connection.send(attach_peer.header(attach_peer.WELCOME, 168, major=2,
-                                                   status=attach_peer.VERSION_MISMATCH) + bytes(152))
+                answer = attach_peer.header(attach_peer.WELCOME, 168, major=2,
+                                            status=attach_peer.VERSION_MISMATCH)
+                connection.send(answer + bytes(152))
                 # Nothing more is said on this connection, and the program runs to its end.
                 self.assertEqual(connection.recv(2048), b"")
             self.assertEqual(self.finish(program), bare)
