@@ -1,9 +1,12 @@
 #include "cli/status_report.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string_view>
+#include <tuple>
+#include <vector>
 
 #include "base/log.h"
 #include "base/time.h"
@@ -55,6 +58,22 @@ const char* ReleaseName(control::ReleaseModel::Kind kind) {
 
 bool IsRealtime(const control::TenantStatus& tenant) {
   return tenant.spec().tenant_class() == control::TENANT_CLASS_REALTIME;
+}
+
+// Real-time tenants first, then by name: rows stay where the eye left them.
+std::vector<const control::TenantStatus*> InOrder(const control::GetStatusResponse& status) {
+  std::vector<const control::TenantStatus*> tenants;
+  for (const control::TenantStatus& tenant : status.tenants()) tenants.push_back(&tenant);
+  std::sort(tenants.begin(), tenants.end(),
+            [](const control::TenantStatus* a, const control::TenantStatus* b) {
+              const auto key = [](const control::TenantStatus* tenant) {
+                return std::make_tuple(!IsRealtime(*tenant),
+                                       std::string_view(tenant->spec().name()),
+                                       tenant->tenant_id());
+              };
+              return key(a) < key(b);
+            });
+  return tenants;
 }
 
 std::string Duration(uint64_t ns) {
@@ -296,7 +315,8 @@ std::string StatusTable(const control::GetStatusResponse& status) {
                      {"GATE WAIT", true},
                      {"MEMORY", true},
                      {"LIMIT", true}});
-  for (const control::TenantStatus& tenant : status.tenants()) {
+  for (const control::TenantStatus* listed : InOrder(status)) {
+    const control::TenantStatus& tenant = *listed;
     const control::TenantSpec& spec = tenant.spec();
     const bool realtime = IsRealtime(tenant);
     const std::vector<std::string> who = {spec.name(), ClassName(spec.tenant_class()),
@@ -376,7 +396,8 @@ std::string TopTable(const control::GetStatusResponse& before,
                    {"GATE WAIT", true},
                    {"MEMORY", true},
                    {"LIMIT", true}});
-  for (const control::TenantStatus& tenant : now.tenants()) {
+  for (const control::TenantStatus* listed : InOrder(now)) {
+    const control::TenantStatus& tenant = *listed;
     const control::TenantSpec& spec = tenant.spec();
     const bool realtime = IsRealtime(tenant);
     if (tenant.devices_size() == 0) {

@@ -91,6 +91,23 @@ TEST(StatusReport, TableNamesSchedulerDevicesAndTenants) {
   EXPECT_EQ(text.find('\x1b'), std::string::npos);
 }
 
+TEST(StatusReport, RealtimeTenantsStandFirstThenByName) {
+  control::GetStatusResponse status = Example();
+  for (const char* name : {"aaa", "zzz"}) {
+    control::TenantStatus* tenant = status.add_tenants();
+    *tenant = status.tenants(0);
+    tenant->mutable_spec()->set_name(name);
+  }
+  for (const std::string& text : {StatusTable(status), TopTable(status, status)}) {
+    SCOPED_TRACE(text);
+    const size_t first = text.find("aaa");
+    EXPECT_LT(first, text.find("camera"));
+    EXPECT_LT(text.find("camera"), text.find("zzz"));
+    EXPECT_LT(text.find("zzz"), text.find("train?"));
+    EXPECT_NE(text.find("train?"), std::string::npos);
+  }
+}
+
 TEST(StatusReport, TopShowsRatesBetweenTwoLooks) {
   const control::GetStatusResponse before = Example();
   control::GetStatusResponse now = Example();
