@@ -79,9 +79,9 @@ struct HelloMessage {
   MessageHeader header;
   uint64_t clock_ns;  // CLOCK_MONOTONIC of the shim: slots and models compare times across
                       // processes, so a process in another time namespace cannot take part.
-  uint32_t vendor;  // 1 CUDA, 2 HIP.
-  uint32_t flags;   // kHelloReattach.
-  uint32_t pid;     // In the shim's PID namespace; for people only.
+  uint32_t vendor;    // 1 CUDA, 2 HIP.
+  uint32_t flags;     // kHelloReattach.
+  uint32_t pid;       // In the shim's PID namespace; for people only.
   uint32_t shim_build;
   char program[64];  // Base name of /proc/self/exe, truncated, NUL-terminated; for people only.
 };

@@ -22,6 +22,9 @@ struct RealtimeView {
   ReleaseLine release;
   JobLine job;
   bool words_reached;  // Every stream word of the session is reached.
+  // Beginning of the latest job in the tenant's other sessions (0: none): a release is answered
+  // once, by whichever of the tenant's processes serves it.
+  uint64_t siblings_first_op_ns = 0;
 };
 
 enum class WindowState : uint8_t {
@@ -102,8 +105,10 @@ inline Window WindowOf(const RealtimeView& view, uint64_t now_ns) {
   const uint64_t next_ns = due_ns + release.period_ns;
   // A job answers the release it is nearest to: one that began less than half a period before it is
   // it already.
-  const bool answered =
-      view.job.first_op_ns <= now_ns && view.job.first_op_ns + release.period_ns / 2 >= due_ns;
+  const auto answers = [&](uint64_t first_op_ns) {
+    return first_op_ns <= now_ns && first_op_ns + release.period_ns / 2 >= due_ns;
+  };
+  const bool answered = answers(view.job.first_op_ns) || answers(view.siblings_first_op_ns);
   if (!answered && now_ns < due_ns + release.late_ns && window.state != WindowState::kHoldIgnored) {
     window.state = WindowState::kRelease;
     window.until_ns = 0;

@@ -26,10 +26,22 @@ inline uint32_t SaturateTo32(base::Nanos duration_ns) {
   return duration_ns > 0xffffffffll ? 0xffffffffu : static_cast<uint32_t>(duration_ns);
 }
 
+// The longest of the recent measurements that repeats itself: one that is more than twice as long
+// as all others was held up by something that is no property of the op.
 inline uint32_t LongestRecent(const KernelProfile& profile) {
   uint32_t longest = 0;
-  for (const uint32_t recent : profile.recent_ns) longest = recent > longest ? recent : longest;
-  return longest;
+  uint32_t second = 0;
+  unsigned measured = 0;
+  for (const uint32_t recent : profile.recent_ns) {
+    measured += recent != 0 ? 1 : 0;
+    if (recent > longest) {
+      second = longest;
+      longest = recent;
+    } else if (recent > second) {
+      second = recent;
+    }
+  }
+  return measured > 2 && longest / 2 > second ? second : longest;
 }
 
 inline abi::ProfileEntry ToProfileEntry(const KernelProfile& profile) {

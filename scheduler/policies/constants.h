@@ -58,9 +58,9 @@ struct Constants {
   uint64_t expire_factor = 3;
   Nanos expire_floor_ns = 30 * kMillisecond;
   // A long copy goes in parts, so that it fills what is left of a window and never runs into a
-  // release: about 250 us of an H200's device memory (measured: 1.0 ms for 2 GiB), 320 us of its
+  // release: about 125 us of an H200's device memory (measured: 1.0 ms for 2 GiB), 320 us of its
   // host link.
-  uint64_t copy_part_device_bytes = uint64_t{512} << 20;
+  uint64_t copy_part_device_bytes = uint64_t{256} << 20;
   uint64_t copy_part_host_bytes = uint64_t{16} << 20;
   // Work in flight allowed while no real-time tenant is attached; 0: no limit.
   Nanos depth_ns = 0;

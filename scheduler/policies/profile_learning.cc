@@ -1,6 +1,7 @@
 #include "scheduler/policies/profile_learning.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 namespace rubato::policies {
@@ -11,6 +12,12 @@ Nanos Follow(Nanos average_ns, Nanos measured_ns) {
   const Nanos difference_ns = measured_ns - average_ns;
   if (difference_ns >= 0) return average_ns + (difference_ns * 3 + 9) / 10;
   return average_ns + difference_ns / 20;
+}
+
+// The middle of the first `count` values.
+Nanos MedianOf(std::array<uint32_t, 5> values, size_t count) {
+  std::sort(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(count));
+  return values[count / 2];
 }
 
 // The slot of by_share_ns that `permille` of the SMs is nearest to; -1: the whole device.
@@ -49,16 +56,27 @@ void LearnDuration(const core::Sample& sample, Nanos now_ns, core::KernelProfile
     profile->clean = true;
     average_ns = 0;
     profile->recent_ns = {};
+    profile->sample_count = 0;
+  }
+  if (share >= 0) {
+    average_ns = Follow(average_ns, measured_ns);
+    return;
   }
   const Nanos deviation_ns = average_ns == 0 ? 0 : std::abs(measured_ns - average_ns);
-  average_ns = Follow(average_ns, measured_ns);
-  if (share >= 0) return;
   profile->spread_ns += (deviation_ns - profile->spread_ns) / 8;
-  profile->recent_ns[profile->sample_count % profile->recent_ns.size()] = sample.duration_ns;
+  const size_t ring = profile->recent_ns.size();
+  profile->recent_ns[profile->sample_count % ring] = sample.duration_ns;
   // The ring's position must go on when the count is full.
   if (profile->sample_count == std::numeric_limits<uint32_t>::max())
     profile->sample_count -= 5 * 1000;
   ++profile->sample_count;
+  if (profile->sample_count <= ring) {
+    // A first launch loads code and finds caches cold: the middle of the first few is not misled.
+    average_ns = MedianOf(profile->recent_ns, profile->sample_count);
+  } else {
+    // One measurement that was held up by something else moves the average by little.
+    average_ns = Follow(average_ns, std::min(measured_ns, 2 * average_ns));
+  }
 }
 
 void LearnSample(const core::Sample& sample, Nanos now_ns, core::ProfileTable* table) {

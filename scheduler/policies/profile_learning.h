@@ -4,7 +4,7 @@
 // little of a window. Clocks fall when the power limit bites, within a second, and recover slowly:
 // measured, 0.3 up and 0.05 down kept a gate exact where a fixed profile missed by a whole kernel.
 // The longest of the last five measurements is kept beside it, as DARIS does for its execution
-// times (MRET).
+// times (MRET). Until there are five, the expectation is their median, since the first are cold.
 #pragma once
 
 #include "scheduler/core/profile_table.h"

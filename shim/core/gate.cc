@@ -20,28 +20,72 @@ constexpr uint64_t kQueueNapNs = 500'000;
 // A thread that lost its core has it back within this, mostly: a time slice of the host's.
 constexpr uint64_t kPreemptionNs = 2'000'000;
 
-void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi::SlotRegion& slot,
-                 uint64_t now_ns, GateView* view) {
-  const abi::TenantEntry& entry = page.tenants[tenant_index];
-  abi::RealtimeView seen;
+// What the policy says of one tenant. Policies change some times a second and are read at every
+// launch: a thread keeps its last copy of one tenant and takes it as long as the lines' sequences
+// are what they were.
+struct Policy {
+  const abi::TenantEntry* entry;
+  uint32_t sequences[3];
+  abi::TenantLine tenant;
+  abi::ReleaseLine release;
+  uint64_t job_ns;
+};
+
+thread_local Policy t_policy;
+
+// Null if the scheduler died while it wrote.
+const Policy* ReadPolicy(const abi::TenantEntry& entry) {
+  const uint32_t sequences[3] = {abi::LoadAcquire(entry.tenant.sequence),
+                                 abi::LoadAcquire(entry.release.sequence),
+                                 abi::LoadAcquire(entry.space.sequence)};
+  if (t_policy.entry == &entry && sequences[0] == t_policy.sequences[0] &&
+      sequences[1] == t_policy.sequences[1] && sequences[2] == t_policy.sequences[2]) {
+    return &t_policy;
+  }
+  t_policy.entry = nullptr;
   abi::SpaceLine space;
-  if (!abi::ReadLine(entry.tenant, &seen.tenant) || !abi::ReadLine(entry.release, &seen.release) ||
-      !abi::ReadLine(entry.space, &space)) {
-    // The scheduler died while it wrote. The safe reading of a line that nobody will finish is a
-    // neighbour of whom nothing is known.
-    view->bounded = true;
-    if (page.constants.fallback_bound_ns < view->bound_ns) {
-      view->bound_ns = page.constants.fallback_bound_ns;
-    }
+  if (!abi::ReadLine(entry.tenant, &t_policy.tenant) ||
+      !abi::ReadLine(entry.release, &t_policy.release) || !abi::ReadLine(entry.space, &space)) {
+    return nullptr;
+  }
+  // Of the copies, not of the look before: a line that changed in between is then read again.
+  t_policy.sequences[0] = t_policy.tenant.sequence;
+  t_policy.sequences[1] = t_policy.release.sequence;
+  t_policy.sequences[2] = space.sequence;
+  t_policy.job_ns = space.job_ns;
+  t_policy.entry = &entry;
+  return &t_policy;
+}
+
+void Bound(uint64_t bound_ns, GateView* view) {
+  view->bounded = true;
+  if (bound_ns < view->bound_ns) view->bound_ns = bound_ns;
+}
+
+// `slot` null: the session is in the directory, but has not been fetched yet.
+void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi::SlotRegion* slot,
+                 uint64_t siblings_first_op_ns, uint64_t now_ns, GateView* view) {
+  const Policy* policy = ReadPolicy(page.tenants[tenant_index]);
+  if (policy == nullptr) {
+    // The safe reading of a line that nobody will finish is a neighbour of whom nothing is known.
+    Bound(page.constants.fallback_bound_ns, view);
     return;
   }
-  seen.job.state = abi::LoadAcquire(slot.job.state);
-  seen.job.first_op_ns = abi::LoadRelaxed(slot.job.first_op_ns);
-  seen.job.last_end_ns = abi::LoadRelaxed(slot.job.last_end_ns);
+  if (slot == nullptr) {
+    Bound(policy->tenant.bound_ns, view);
+    return;
+  }
+  abi::RealtimeView seen;
+  seen.siblings_first_op_ns = siblings_first_op_ns;
+  seen.tenant = policy->tenant;
+  seen.release = policy->release;
+  seen.job.state = abi::LoadAcquire(slot->job.state);
+  seen.job.first_op_ns = abi::LoadRelaxed(slot->job.first_op_ns);
+  seen.job.last_end_ns = abi::LoadRelaxed(slot->job.last_end_ns);
   seen.words_reached =
-      seen.job.state != static_cast<uint32_t>(abi::JobState::kOpen) && AllWordsReached(slot);
+      seen.job.state != static_cast<uint32_t>(abi::JobState::kOpen) && AllWordsReached(*slot);
   const abi::Window window = abi::WindowOf(seen, now_ns);
-  const uint64_t job_ns = space.job_ns < seen.tenant.max_hold_ns ? space.job_ns : 0;
+  const uint64_t job_ns = policy->job_ns < seen.tenant.max_hold_ns ? policy->job_ns : 0;
   switch (window.state) {
     case abi::WindowState::kJob: {
       uint64_t end_ns = seen.job.first_op_ns + job_ns;
@@ -68,8 +112,11 @@ void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi
       break;
   }
   if (window.bounded) {
-    view->bounded = true;
-    if (seen.tenant.bound_ns < view->bound_ns) view->bound_ns = seen.tenant.bound_ns;
+    // Once the scheduler is lost nobody learns or renews models any more: there is less to protect,
+    // and more to lose.
+    Bound(abi::LoadRelaxed(g_state.lost) != 0 ? page.constants.fallback_bound_ns
+                                              : seen.tenant.bound_ns,
+          view);
   }
   if (window.until_ns < view->until_ns) {
     view->until_ns = window.until_ns;
@@ -84,25 +131,44 @@ void AddBestEffort(const abi::SlotRegion& slot, uint64_t now_ns, GateView* view)
   view->others_ns += left_ns < kLongestClaimNs ? left_ns : kLongestClaimNs;
 }
 
+// When the latest job began in the live sessions of `tenant` other than `session`.
+uint64_t SiblingsFirstOp(const DeviceView& view, uint32_t tenant, uint32_t session, uint32_t high,
+                         uint64_t now_ns) {
+  uint64_t latest_ns = 0;
+  for (uint32_t i = 0; i < high; ++i) {
+    const abi::SessionEntry& entry = view.page->sessions[i];
+    const uint32_t generation = abi::LoadAcquire(entry.generation);
+    if (i == session || (generation & 1u) == 0 || abi::LoadRelaxed(entry.tenant) != tenant)
+      continue;
+    const abi::SlotRegion* slot = PeerSlot(view.peers[i], generation);
+    if (slot == nullptr) continue;
+    const uint64_t first_op_ns = abi::LoadRelaxed(slot->job.first_op_ns);
+    if (first_op_ns > latest_ns && first_op_ns <= now_ns) latest_ns = first_op_ns;
+  }
+  return latest_ns;
+}
+
 void AddView(const DeviceView& view, uint64_t now_ns, GateView* result) {
   const abi::DeviceRegion& page = *view.page;
   uint32_t high = abi::LoadAcquire(page.state.session_high_water);
   if (high > abi::kMaxSessions) high = abi::kMaxSessions;
+  const bool several = abi::LoadRelaxed(page.state.realtime_sessions) > 1;
   for (uint32_t i = 0; i < high; ++i) {
     if (i == view.session) continue;
     const abi::SessionEntry& entry = page.sessions[i];
     const uint32_t generation = abi::LoadAcquire(entry.generation);
     if ((generation & 1u) == 0) continue;
     const abi::SlotRegion* slot = PeerSlot(view.peers[i], generation);
-    if (slot == nullptr) continue;
     const uint32_t tenant = abi::LoadRelaxed(entry.tenant);
     if (tenant >= abi::kMaxTenants) continue;
     const uint32_t tenant_class = abi::LoadRelaxed(entry.tenant_class);
     if (tenant_class == static_cast<uint32_t>(abi::TenantClass::kRealtime)) {
       if ((abi::LoadRelaxed(entry.flags) & abi::kSessionMayHold) != 0) {
-        AddRealtime(page, tenant, *slot, now_ns, result);
+        const uint64_t siblings_first_op_ns =
+            several ? SiblingsFirstOp(view, tenant, i, high, now_ns) : 0;
+        AddRealtime(page, tenant, slot, siblings_first_op_ns, now_ns, result);
       }
-    } else {
+    } else if (slot != nullptr) {
       AddBestEffort(*slot, now_ns, result);
     }
   }

@@ -149,6 +149,9 @@ void CountOp(DeviceSession* session, abi::OpKind kind) {
   }
 }
 
+// A key with fewer measurements is measured whenever it comes.
+constexpr uint32_t kSettledSamples = 5;
+
 constexpr uint32_t kTokenBestEffort = 1u << 0;
 
 struct Prediction {
@@ -171,7 +174,8 @@ Prediction Predict(const Driver& driver, DeviceSession* session, StreamState* st
   if (entry == nullptr && result.key != result.base_key) {
     entry = abi::FindProfile(*view->profile, result.base_key);
   } else {
-    result.known = entry != nullptr;
+    // The first few measurements of a key are cold, or beside somebody: a few more are worth it.
+    result.known = entry != nullptr && abi::LoadRelaxed(entry->sample_count) >= kSettledSamples;
   }
   uint64_t expected_ns = view->page->constants.unknown_op_ns;
   uint64_t longest_ns = expected_ns;

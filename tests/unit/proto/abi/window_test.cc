@@ -86,6 +86,16 @@ TEST(WindowTest, AReleaseThatIsDueClosesUntilItIsAnsweredOrTooLate) {
   EXPECT_EQ(after.until_ns, next + kPeriod - 500'000);
 }
 
+TEST(WindowTest, ASiblingAnswersForTheTenant) {
+  RealtimeView view = View();
+  const uint64_t next = kPhase + kPeriod;
+  EXPECT_EQ(WindowOf(view, next + 200'000).state, WindowState::kRelease);
+  view.siblings_first_op_ns = next + 10'000;
+  EXPECT_EQ(WindowOf(view, next + 200'000).state, WindowState::kOpen);
+  view.siblings_first_op_ns = ~uint64_t{0};
+  EXPECT_EQ(WindowOf(view, next + 200'000).state, WindowState::kRelease) << "it cannot be true";
+}
+
 TEST(WindowTest, WithoutAModelTheBoundHolds) {
   RealtimeView view = View();
   view.release.flags = 0;
@@ -159,6 +169,7 @@ TEST(WindowTest, AnyBytesGiveAnAnswer) {
       bytes[at] = static_cast<unsigned char>(state);
     }
     view.words_reached = (state & 1) != 0;
+    view.siblings_first_op_ns = state;
     const Window window = WindowOf(view, kPhase);
     ASSERT_LE(static_cast<unsigned>(window.state), 3u);
   }

@@ -49,7 +49,7 @@ TEST(RealtimeTaskTest, JobsBecomeAPromise) {
   EXPECT_EQ(task.ledger().totals().deadline_misses, 0u);
 
   // What a best-effort session makes of it: open after the job, until the margin before the next.
-  abi::RealtimeView view{tenant, task.release_line(), {}, true};
+  abi::RealtimeView view{tenant, task.release_line(), {}, true, 0};
   view.job.first_op_ns = static_cast<uint64_t>(now_ns);
   view.job.last_end_ns = static_cast<uint64_t>(now_ns + kMillisecond);
   const abi::Window window = abi::WindowOf(view, static_cast<uint64_t>(now_ns + 2 * kMillisecond));

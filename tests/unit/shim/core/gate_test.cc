@@ -186,8 +186,28 @@ TEST_F(GateTest, ADepartedPeerIsForgotten) {
   OpenJob(peer, NowNs());
   world.page->sessions[1].generation = 2;  // Gone.
   EXPECT_FALSE(ReadNeighbours(world.session, NowNs()).closed);
-  world.page->sessions[1].generation = 3;  // Somebody else: the mapping is of the one before.
-  EXPECT_FALSE(ReadNeighbours(world.session, NowNs()).closed);
+  // Somebody else: the mapping is of the one before, so nothing is known but that it is there.
+  world.page->sessions[1].generation = 3;
+  const GateView view = ReadNeighbours(world.session, NowNs());
+  EXPECT_FALSE(view.closed);
+  EXPECT_TRUE(view.bounded);
+  EXPECT_EQ(view.bound_ns, 300'000u);
+}
+
+TEST_F(GateTest, PoliciesAreReadAnewWhenTheyChange) {
+  world.AddPeer(1, TenantClass::kRealtime);
+  EXPECT_EQ(ReadNeighbours(world.session, NowNs()).bound_ns, 300'000u);
+  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = 700'000; });
+  EXPECT_EQ(ReadNeighbours(world.session, NowNs()).bound_ns, 700'000u);
+}
+
+TEST_F(GateTest, ALostSchedulerLeavesAFixedBound) {
+  world.AddPeer(1, TenantClass::kRealtime);
+  g_state.lost = 1;
+  const GateView view = ReadNeighbours(world.session, NowNs());
+  g_state.lost = 0;
+  EXPECT_TRUE(view.bounded);
+  EXPECT_EQ(view.bound_ns, 2 * kMillisecond);
 }
 
 TEST_F(GateTest, AWriterThatDiedInTheMiddleLeavesABound) {
