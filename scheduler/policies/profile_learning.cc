@@ -14,10 +14,16 @@ Nanos Follow(Nanos average_ns, Nanos measured_ns) {
   return average_ns + difference_ns / 20;
 }
 
-// The middle of the first `count` values.
-Nanos MedianOf(std::array<uint32_t, 5> values, size_t count) {
-  std::sort(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(count));
-  return values[count / 2];
+// The middle of the first `count` values: the one with half of the others before it.
+Nanos MedianOf(const std::array<uint32_t, 5>& values, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    size_t before = 0;
+    for (size_t j = 0; j < count; ++j) {
+      if (values[j] < values[i] || (values[j] == values[i] && j < i)) ++before;
+    }
+    if (before == count / 2) return values[i];
+  }
+  return 0;
 }
 
 // The slot of by_share_ns that `permille` of the SMs is nearest to; -1: the whole device.
