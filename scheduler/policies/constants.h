@@ -70,8 +70,9 @@ struct Constants {
   Nanos hold_window_ns = 2 * kSecond;
 
   // ---- Host times.
-  // A sleeping thread is woken up to 50 us late; it spins for the rest.
-  Nanos spin_ns = 60 * kMicrosecond;
+  // A sleeping thread is woken up to 50 us late by its timer's slack, and on an idle core as much
+  // later again; it spins for the rest.
+  Nanos spin_ns = 120 * kMicrosecond;
   // To sleep and be woken costs about this: shorter waits are spun.
   Nanos sleep_floor_ns = 80 * kMicrosecond;
   // Restarting a daemon and the re-attach of its tenants, who try once a second.

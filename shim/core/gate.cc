@@ -12,6 +12,8 @@ namespace {
 constexpr uint64_t kLongestClaimNs = 50'000'000;
 // Without a predicted job length a closed gate is looked at again this soon.
 constexpr uint64_t kBlindRetryNs = 50'000;
+// A job that nothing predicts is looked at this often.
+constexpr uint64_t kUnpredictedLookNs = 200'000;
 // A thread spins for at most this many spin times past the predicted moment, then naps.
 constexpr uint64_t kSpinBudget = 8;
 constexpr uint64_t kOverdueNapNs = 100'000;
@@ -88,7 +90,16 @@ void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi
   const uint64_t job_ns = policy->job_ns < seen.tenant.max_hold_ns ? policy->job_ns : 0;
   switch (window.state) {
     case abi::WindowState::kJob: {
-      uint64_t end_ns = seen.job.first_op_ns + job_ns;
+      // A job is as long as predicted from its release on. What comes after that in the same period
+      // (a read-back, a last small kernel) ends soon; and a job without a release may be of any
+      // length, so it is looked at now and then.
+      const bool predicted = abi::ReleaseUsable(seen.release, now_ns);
+      uint64_t end_ns = seen.job.first_op_ns;
+      if (predicted) {
+        end_ns = abi::ReleaseAtOrBefore(seen.release, seen.job.first_op_ns + seen.release.early_ns);
+      }
+      end_ns += job_ns;
+      if (!predicted && end_ns > now_ns + kUnpredictedLookNs) end_ns = now_ns + kUnpredictedLookNs;
       if (job_ns == 0 || end_ns < now_ns) end_ns = now_ns + kBlindRetryNs;
       if (window.retry_ns < end_ns) end_ns = window.retry_ns;
       if (!view->closed || end_ns > view->retry_ns) view->retry_ns = end_ns;
@@ -279,8 +290,9 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
   if (!look.neighbours) {
     // Nobody to wait for; but a real-time tenant that arrives next wants to know what is in flight.
     const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
-    Publish(session, until_ns > look.now_ns ? until_ns - look.now_ns : 0, request, look.now_ns);
-    return 0;
+    const uint64_t queue_ns = until_ns > look.now_ns ? until_ns - look.now_ns : 0;
+    Publish(session, queue_ns, request, look.now_ns);
+    return queue_ns;
   }
   const uint64_t begin_ns = look.now_ns;
   const abi::DeviceConstants& constants = look.view->page->constants;
@@ -290,6 +302,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
   if (expire_ns < constants.expire_floor_ns) expire_ns = constants.expire_floor_ns;
   bool waiting = false;
   uint64_t spun_ns = 0;
+  uint64_t queue_ns = 0;
   for (;;) {
     GateView view = ReadNeighbours(*session, look.now_ns);
     const uint64_t own_ns = OwnInflightNs(driver, session, look.now_ns);
@@ -322,6 +335,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
         retract = NowNs() - look.now_ns > view.until_ns - end_ns;
       }
       if (!retract) {
+        queue_ns = own_ns;
         if (view.holds_ignored != 0) {
           Count(session, abi::Counter::kHoldsIgnored, view.holds_ignored);
         }
@@ -353,11 +367,10 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
     look = LookAround(session);
     if (!Attached()) break;
   }
-  if (!waiting) return 0;
+  if (!waiting) return queue_ns;
   __atomic_fetch_sub(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
-  const uint64_t waited_ns = NowNs() - begin_ns;
-  Count(session, abi::Counter::kGateWaitNs, waited_ns);
-  return waited_ns;
+  Count(session, abi::Counter::kGateWaitNs, NowNs() - begin_ns);
+  return queue_ns;
 }
 
 }  // namespace rubato::shim

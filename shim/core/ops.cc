@@ -152,6 +152,9 @@ void CountOp(DeviceSession* session, abi::OpKind kind) {
 // A key with fewer measurements is measured whenever it comes.
 constexpr uint32_t kSettledSamples = 5;
 
+// A long queue has about this many markers in it.
+constexpr uint64_t kQueueParts = 8;
+
 constexpr uint32_t kTokenBestEffort = 1u << 0;
 
 struct Prediction {
@@ -192,25 +195,24 @@ Prediction Predict(const Driver& driver, DeviceSession* session, StreamState* st
   return result;
 }
 
-// A marker after so much work or so many ops, while somebody is there who reads it.
-void MarkIfDue(const Driver& driver, DeviceSession* session, StreamState* stream, Handle context) {
+// A marker after so much work or so many ops, while somebody is there who reads it; less often
+// while much is queued, since nothing is decided by the beginning of a long queue. Markers cost the
+// GPU a pause as well as the host a call.
+void MarkIfDue(const Driver& driver, DeviceSession* session, StreamState* stream,
+               const OpToken& token) {
   const abi::DeviceRegion& page = *abi::LoadAcquire(session->view)->page;
-  const bool watched = abi::LoadRelaxed(page.state.realtime_sessions) != 0;
-  const uint64_t work_ns = page.constants.marker_work_ns;
-  const uint32_t ops = page.constants.marker_ops;
   const uint32_t since = abi::LoadRelaxed(stream->ops_since_mark) + 1;
   abi::StoreRelaxed(stream->ops_since_mark, since);
-  if (!watched) return;
+  if (abi::LoadRelaxed(page.state.realtime_sessions) == 0) return;
   const uint64_t unmarked_ns =
       abi::LoadRelaxed(stream->submitted_ns) - abi::LoadRelaxed(stream->marked_ns);
-  if (since < ops && unmarked_ns < work_ns) return;
-  if (stream->context != 0 || context != 0) {
-    EnqueueMarker(driver, session, stream, context);
-  } else {
-    Handle current = 0;
-    if (abi::LoadRelaxed(session->words_address) == 0) driver.current_context(&current);
-    EnqueueMarker(driver, session, stream, current);
+  if (unmarked_ns < token.queue_ns / kQueueParts) return;
+  if (since < page.constants.marker_ops && unmarked_ns < page.constants.marker_work_ns) return;
+  Handle context = token.context;
+  if (context == 0 && abi::LoadRelaxed(session->words_address) == 0) {
+    driver.current_context(&context);
   }
+  EnqueueMarker(driver, session, stream, context);
 }
 
 bool InCapture(const Driver& driver, Handle stream, bool per_thread) {
@@ -264,7 +266,7 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   const Prediction prediction = Predict(driver, session, place.stream, op);
   token->flags = kTokenBestEffort;
   token->predicted_ns = prediction.request.expected_ns;
-  PassGate(driver, session, prediction.request);
+  token->queue_ns = PassGate(driver, session, prediction.request);
   SetDirty(session, place.stream);
   __atomic_fetch_add(&place.stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
   token->sample = BeginSample(
@@ -294,7 +296,7 @@ void AfterOpSlow(const Op& op, OpToken* token, bool ok) {
     }
     if (ok) {
       Count(session, abi::Counter::kGateBusyNs, token->predicted_ns);
-      MarkIfDue(driver, session, stream, token->context);
+      MarkIfDue(driver, session, stream, *token);
     } else {
       __atomic_fetch_sub(&stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
     }

@@ -131,6 +131,28 @@ TEST_F(GateTest, PredictedReleaseEndsTheWindow) {
   EXPECT_FALSE(ReadNeighbours(world.session, now_ns + 10 * kMillisecond + 500'000).closed);
 }
 
+TEST_F(GateTest, AJobIsAsLongAsPredictedFromItsReleaseOn) {
+  abi::SlotRegion* peer = world.AddPeer(1, TenantClass::kRealtime);
+  const uint64_t begin_ns = NowNs();
+  abi::ReleaseLine release{};
+  release.flags = abi::kReleaseValid;
+  release.phase_ns = begin_ns;
+  release.period_ns = 10 * kMillisecond;
+  release.late_ns = 500'000;
+  release.valid_until_ns = abi::kNever;
+  world.SetRelease(1, release);
+  abi::SpaceLine space{};
+  space.job_ns = 850'000;
+  abi::WriteLine(world.page->tenants[1].space, space);
+  OpenJob(peer, begin_ns);
+  EXPECT_EQ(ReadNeighbours(world.session, begin_ns + 100'000).retry_ns, begin_ns + 850'000);
+  // A small op after the job, in the same period: it will not take another 850 us.
+  OpenJob(peer, begin_ns + 930'000);
+  const GateView view = ReadNeighbours(world.session, begin_ns + 950'000);
+  EXPECT_TRUE(view.closed);
+  EXPECT_LE(view.retry_ns, begin_ns + 950'000 + 50'000);
+}
+
 TEST_F(GateTest, WorkOfOthersCountsUntilTheirWordsAreReached) {
   abi::SlotRegion* peer = world.AddPeer(1, TenantClass::kBestEffort);
   const uint64_t now_ns = NowNs();
@@ -294,7 +316,8 @@ TEST_F(GateTest, MarkersShrinkTheQueue) {
   world.AddPeer(1, TenantClass::kRealtime);
   world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = abi::kNever; });
   for (int i = 0; i < 4; ++i) Launch(KernelOp(kStream));
-  // 500 us of unknown op each is more than marker_work_ns: a marker behind every op.
+  // 500 us of unknown op each is more than marker_work_ns, and the queue is short: a marker behind
+  // every op.
   ASSERT_EQ(FakeGpu::Get().PendingCount(), 4u);
   const uint64_t now_ns = NowNs();
   EXPECT_GT(OwnInflightNs(FakeDriver(), &world.session, now_ns), 1'500'000u);
@@ -306,6 +329,16 @@ TEST_F(GateTest, MarkersShrinkTheQueue) {
   EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, now_ns), 500'000u);
   FakeGpu::Get().CompleteAll();
   EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, now_ns), 0u);
+}
+
+TEST_F(GateTest, ALongQueueHasFewMarkers) {
+  world.AddPeer(1, TenantClass::kRealtime);
+  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = abi::kNever; });
+  world.page->constants.unknown_op_ns = 1'000'000'000;  // So long that no time passes meanwhile.
+  for (int i = 0; i < 64; ++i) Launch(KernelOp(kStream));
+  const size_t markers = FakeGpu::Get().PendingCount();
+  EXPECT_GE(markers, 8u);
+  EXPECT_LE(markers, 32u);
 }
 
 TEST_F(GateTest, AThreadThatWaitsMarksItsOwnWorkFirst) {
