@@ -5,10 +5,12 @@ left behind.
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import unittest
 
 GPU_DIR = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
@@ -183,16 +185,23 @@ class SessionTest(unittest.TestCase):
 
     def test_a_daemon_deaf_to_quit_is_ended_by_its_mark(self):
         with tempfile.TemporaryDirectory() as folder:
-            env = {**session.base_environment(folder)}
-            process = subprocess.Popen(["sh", "-c", "trap '' TERM; while :; do read x; done"],
-                                       env=env, stdin=subprocess.PIPE, start_new_session=True)
-            self.addCleanup(process.stdin.close)
-            self.assertEqual(session.marked_processes(folder), [process.pid])
-            # Reaped in the background, as init would.
-            import threading
-            threading.Thread(target=process.wait, daemon=True).start()
-            self.assertEqual(session.sweep(folder, patience_s=0.3), 1)
-            self.assertEqual(session.marked_processes(folder), [])
+            # Blocked in `read`, so it ends with this test whatever happens here.
+            process = subprocess.Popen(["sh", "-c", "trap '' TERM; echo deaf; read line"],
+                                       env=session.base_environment(folder),
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                       start_new_session=True)
+            with process:
+                self.addCleanup(process.kill)
+                # It says so once it is deaf; before its exec is over it shows no environment.
+                self.assertEqual(process.stdout.readline(), "deaf\n")
+                self.assertEqual(session.marked_processes(folder), [process.pid])
+                # Reaped in the background, as init would.
+                reaper = threading.Thread(target=process.wait)
+                reaper.start()
+                self.assertEqual(session.sweep(folder, patience_s=0.1), 1)
+                reaper.join()
+                self.assertEqual(process.returncode, -signal.SIGKILL)
+                self.assertEqual(session.marked_processes(folder), [])
 
     def test_a_silent_tenant_times_out_with_its_name(self):
         with tempfile.TemporaryDirectory() as folder:
