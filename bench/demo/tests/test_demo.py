@@ -14,7 +14,7 @@ import records
 
 TENANT_RT = """#!/bin/sh
 [ -z "$FAKE_RT_CODE" ] || { echo "no device" >&2; exit "$FAKE_RT_CODE"; }
-[ "$RUBATO_SOFTGPU_DILATION" = 10 ] || exit 9
+[ "$RUBATO_SOFTGPU_DILATION" = 20 ] || exit 9
 case "$LD_LIBRARY_PATH" in */lib/softgpu*) ;; *) exit 8 ;; esac
 echo "starting"
 echo '{"latencies_us": [2000, 2010, 2500], "checksum": "'${FAKE_CHECKSUM:-$UNDER}'c"}'
@@ -72,7 +72,7 @@ class DemoTest(unittest.TestCase):
         with open(self.log, encoding="utf-8") as f:
             calls = f.read()
         # What is declared is host time: the model's, slowed down.
-        self.assertIn("--period 100ms --deadline 40ms", calls)
+        self.assertIn("--period 200ms --deadline 80ms", calls)
         self.assertIn("down", calls.split())
         self.assertEqual(os.listdir(self.scratch), [])
 
