@@ -47,9 +47,15 @@ inline constexpr uint64_t HashName(const char* name) {
 inline constexpr uint64_t KernelKey(uint64_t name_hash, uint32_t grid_x, uint32_t grid_y,
                                     uint32_t grid_z, uint32_t block_x, uint32_t block_y,
                                     uint32_t block_z, uint32_t shared_bytes) {
-  uint64_t key = Mix(name_hash, (static_cast<uint64_t>(grid_x) << 32) | grid_y);
-  key = Mix(key, (static_cast<uint64_t>(grid_z) << 32) | (block_x << 16) | (block_y & 0xffffu));
-  key = Mix(key, (static_cast<uint64_t>(block_z) << 32) | shared_bytes);
+  // Products by odd constants that do not wait for each other, and one finaliser: this runs at
+  // every launch.
+  const uint64_t grid = ((static_cast<uint64_t>(grid_x) << 32) | grid_y) * 0x9fb21c651e98df25ull;
+  const uint64_t mixed =
+      ((static_cast<uint64_t>(grid_z) << 32) | (block_x << 16) | (block_y & 0xffffu)) *
+      0xd6e8feb86659fd93ull;
+  const uint64_t block =
+      ((static_cast<uint64_t>(block_z) << 32) | shared_bytes) * 0xa0761d6478bd642full;
+  const uint64_t key = Mix(name_hash ^ grid ^ (mixed << 23 | mixed >> 41), block);
   return key == 0 ? 1 : key;
 }
 

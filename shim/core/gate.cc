@@ -28,15 +28,14 @@ constexpr uint64_t kPreemptionNs = 2'000'000;
 struct Policy {
   const abi::TenantEntry* entry;
   uint32_t sequences[3];
-  abi::TenantLine tenant;
-  abi::ReleaseLine release;
+  abi::RealtimeView view;  // The tenant's lines in it are kept; the rest is filled in at each look.
   uint64_t job_ns;
 };
 
 thread_local Policy t_policy;
 
 // Null if the scheduler died while it wrote.
-const Policy* ReadPolicy(const abi::TenantEntry& entry) {
+Policy* ReadPolicy(const abi::TenantEntry& entry) {
   const uint32_t sequences[3] = {abi::LoadAcquire(entry.tenant.sequence),
                                  abi::LoadAcquire(entry.release.sequence),
                                  abi::LoadAcquire(entry.space.sequence)};
@@ -46,13 +45,14 @@ const Policy* ReadPolicy(const abi::TenantEntry& entry) {
   }
   t_policy.entry = nullptr;
   abi::SpaceLine space;
-  if (!abi::ReadLine(entry.tenant, &t_policy.tenant) ||
-      !abi::ReadLine(entry.release, &t_policy.release) || !abi::ReadLine(entry.space, &space)) {
+  if (!abi::ReadLine(entry.tenant, &t_policy.view.tenant) ||
+      !abi::ReadLine(entry.release, &t_policy.view.release) ||
+      !abi::ReadLine(entry.space, &space)) {
     return nullptr;
   }
   // Of the copies, not of the look before: a line that changed in between is then read again.
-  t_policy.sequences[0] = t_policy.tenant.sequence;
-  t_policy.sequences[1] = t_policy.release.sequence;
+  t_policy.sequences[0] = t_policy.view.tenant.sequence;
+  t_policy.sequences[1] = t_policy.view.release.sequence;
   t_policy.sequences[2] = space.sequence;
   t_policy.job_ns = space.job_ns;
   t_policy.entry = &entry;
@@ -67,20 +67,18 @@ void Bound(uint64_t bound_ns, GateView* view) {
 // `slot` null: the session is in the directory, but has not been fetched yet.
 void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi::SlotRegion* slot,
                  uint64_t siblings_first_op_ns, uint64_t now_ns, GateView* view) {
-  const Policy* policy = ReadPolicy(page.tenants[tenant_index]);
+  Policy* policy = ReadPolicy(page.tenants[tenant_index]);
   if (policy == nullptr) {
     // The safe reading of a line that nobody will finish is a neighbour of whom nothing is known.
     Bound(page.constants.fallback_bound_ns, view);
     return;
   }
   if (slot == nullptr) {
-    Bound(policy->tenant.bound_ns, view);
+    Bound(policy->view.tenant.bound_ns, view);
     return;
   }
-  abi::RealtimeView seen;
+  abi::RealtimeView& seen = policy->view;
   seen.siblings_first_op_ns = siblings_first_op_ns;
-  seen.tenant = policy->tenant;
-  seen.release = policy->release;
   seen.job.state = abi::LoadAcquire(slot->job.state);
   seen.job.first_op_ns = abi::LoadRelaxed(slot->job.first_op_ns);
   seen.job.last_end_ns = abi::LoadRelaxed(slot->job.last_end_ns);

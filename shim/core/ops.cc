@@ -130,25 +130,6 @@ uint64_t BaseKey(const Driver& driver, DeviceSession* session, const Op& op) {
   }
 }
 
-void CountOp(DeviceSession* session, abi::OpKind kind) {
-  Count(session, abi::Counter::kOps);
-  switch (kind) {
-    case abi::OpKind::kKernel:
-      Count(session, abi::Counter::kKernels);
-      break;
-    case abi::OpKind::kGraph:
-    case abi::OpKind::kSegment:
-      Count(session, abi::Counter::kGraphs);
-      break;
-    case abi::OpKind::kMemset:
-      Count(session, abi::Counter::kMemsets);
-      break;
-    default:
-      Count(session, abi::Counter::kCopies);
-      break;
-  }
-}
-
 // A key with fewer measurements is measured whenever it comes.
 constexpr uint32_t kSettledSamples = 5;
 
@@ -253,7 +234,7 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   const Place place = FindPlace(driver, op.stream, op.per_thread);
   if (place.session == nullptr) return;
   DeviceSession* session = place.session;
-  CountOp(session, op.kind);
+  CountOp(session, place.stream, op.kind);
   token->session = session;
   token->stream = place.stream;
   token->context = place.context;
@@ -301,10 +282,14 @@ void AfterOpSlow(const Op& op, OpToken* token, bool ok) {
       __atomic_fetch_sub(&stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
     }
     CollectSamples(driver, session, 1);
-    if (ok && op.synchronous) MarkReached(session, stream);
+    if (ok && op.synchronous) {
+      FlushCounts(session);
+      MarkReached(session, stream);
+    }
     return;
   }
   if (ok && op.synchronous) {
+    FlushCounts(session);
     JobWaited(session, stream, false, 0);
     MaintainConnection(driver, NowNs());
   }
@@ -344,6 +329,7 @@ void AfterSync(SyncScope scope, Handle handle, bool per_thread, bool ok) {
   DeviceSession* session = KnownSession(driver);
   if (session == nullptr) return;
   const uint64_t now_ns = NowNs();
+  FlushCounts(session);
   if (ok) {
     Handle context = 0;
     driver.current_context(&context);
@@ -422,6 +408,7 @@ void OnStreamDestroyed(Handle stream) {
     driver.current_context(&context);
     EnqueueMarker(driver, session, state, context);
   }
+  FlushCounts(session);
   RetireStream(session, stream);
 }
 

@@ -35,11 +35,15 @@ int BeginSample(const Driver& driver, DeviceSession* session, Handle stream, abi
                 uint64_t key, uint64_t base_key, uint64_t expected_ns, bool known) {
   Sampler* sampler = session->sampler;
   if (sampler == nullptr || abi::LoadRelaxed(sampler->failed) != 0) return -1;
-  const uint32_t tick = abi::LoadRelaxed(sampler->tick) + 1;
-  abi::StoreRelaxed(sampler->tick, tick);
   if (known) {
+    const uint32_t left = abi::LoadRelaxed(sampler->countdown);
+    if (left > 1) {
+      abi::StoreRelaxed(sampler->countdown, left - 1);
+      return -1;
+    }
     const uint32_t every = abi::LoadAcquire(session->view)->page->constants.sample_every;
-    if (every == 0 || tick % every != 0) return -1;
+    abi::StoreRelaxed(sampler->countdown, every);
+    if (every == 0) return -1;
   }
   if (abi::LoadRelaxed(g_state.active_captures) != 0 || driver.event_create == nullptr ||
       driver.event_record == nullptr || driver.event_elapsed_us == nullptr) {

@@ -29,7 +29,7 @@ struct SamplePair {
 };
 
 struct Sampler {
-  uint32_t tick;        // Counts ops, for the sampling interval.
+  uint32_t countdown;   // Ops of known keys until the next one is measured.
   uint32_t pending;     // Pairs in state 2.
   uint32_t failed;      // 1: events do not work here; nothing is measured any more.
   uint32_t collecting;  // 1 while one thread moves results.

@@ -104,6 +104,8 @@ StreamState* FindOrAddStream(DeviceSession* session, uint64_t key, Handle handle
     abi::StoreRelaxed(state.marked_ns, uint64_t{0});
     abi::StoreRelaxed(state.ops_since_mark, 0u);
     state.head = state.tail = 0;
+    // Whatever the line's GPU word holds now is of an earlier stream.
+    abi::StoreRelaxed(state.seen, abi::LoadRelaxed(session->slot->gpu_words[i].completed));
     abi::StoreRelaxed(line.submitted, abi::MakeWord(generation & 0xffu, 0));
     abi::StoreRelease(line.flags, 0u);
     uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
@@ -183,7 +185,7 @@ bool RecordMarkerEvent(const Driver& driver, StreamState* state) {
     }
   }
   if (driver.event_record(state->event, state->handle) != 0) return false;
-  state->event_pending = 1;
+  abi::StoreRelaxed(state->event_pending, 1u);
   return true;
 }
 
@@ -244,6 +246,47 @@ bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* st
   return marked || !dirty;
 }
 
+namespace {
+
+// Ops of one stream between two updates of the slot's counters.
+constexpr uint32_t kCountTogether = 64;
+
+constexpr abi::Counter kCounterOf[kOpKinds] = {
+    abi::Counter::kKernels, abi::Counter::kGraphs, abi::Counter::kCopies,  abi::Counter::kCopies,
+    abi::Counter::kCopies,  abi::Counter::kCopies, abi::Counter::kMemsets, abi::Counter::kGraphs};
+
+void FlushCountsOf(DeviceSession* session, StreamState* state) {
+  abi::StoreRelaxed(state->uncounted, 0u);
+  for (uint32_t kind = 0; kind < kOpKinds; ++kind) {
+    // Taken in one piece: two threads that flush at once must not count an op twice.
+    if (abi::LoadRelaxed(state->counted[kind]) == 0) continue;
+    const uint64_t count = __atomic_exchange_n(&state->counted[kind], 0, __ATOMIC_RELAXED);
+    Count(session, kCounterOf[kind], count);
+    Count(session, abi::Counter::kOps, count);
+  }
+}
+
+}  // namespace
+
+void CountOp(DeviceSession* session, StreamState* state, abi::OpKind kind) {
+  const uint32_t at = static_cast<uint32_t>(kind);
+  if (at >= kOpKinds) return;
+  abi::CountRelaxed(state->counted[at]);
+  const uint32_t uncounted = abi::LoadRelaxed(state->uncounted) + 1;
+  abi::StoreRelaxed(state->uncounted, uncounted);
+  if (uncounted >= kCountTogether) FlushCountsOf(session, state);
+}
+
+void FlushCounts(DeviceSession* session) {
+  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
+  for (uint32_t i = 0; i < high; ++i) {
+    StreamState& state = session->streams->states[i];
+    if (abi::LoadRelaxed(state.uncounted) != 0) FlushCountsOf(session, &state);
+  }
+  StreamState& overflow = session->streams->overflow;
+  if (abi::LoadRelaxed(overflow.uncounted) != 0) FlushCountsOf(session, &overflow);
+}
+
 void MarkReached(DeviceSession* session, StreamState* state) {
   if (abi::LoadRelaxed(state->line) == kNoLine) return;
   uint32_t idle = 0;
@@ -260,7 +303,7 @@ void MarkReached(DeviceSession* session, StreamState* state) {
     abi::StoreRelease(session->slot->gpu_words[state->line].completed, word);
   }
   state->tail = state->head;
-  state->event_pending = 0;
+  abi::StoreRelaxed(state->event_pending, 0u);
   const uint64_t submitted_ns = abi::LoadRelaxed(state->submitted_ns);
   abi::StoreRelaxed(state->reached_ns, submitted_ns);
   abi::StoreRelaxed(state->marked_ns, submitted_ns);
@@ -274,16 +317,20 @@ uint64_t OutstandingNs(const Driver& driver, DeviceSession* session, StreamState
   if (abi::LoadRelaxed(state->line) == kNoLine) {
     return submitted_ns - abi::LoadRelaxed(state->reached_ns);
   }
+  abi::GpuWordLine& gpu = session->slot->gpu_words[abi::LoadRelaxed(state->line)];
+  // As long as the GPU has written nothing new, there is nothing to note.
+  const bool news = abi::LoadRelaxed(gpu.completed) != abi::LoadRelaxed(state->seen) ||
+                    abi::LoadRelaxed(state->event_pending) != 0;
   uint32_t idle = 0;
-  if (__atomic_compare_exchange_n(&state->marking, &idle, 1u, false, __ATOMIC_ACQUIRE,
-                                  __ATOMIC_RELAXED)) {
-    abi::GpuWordLine& gpu = session->slot->gpu_words[state->line];
+  if (news && __atomic_compare_exchange_n(&state->marking, &idle, 1u, false, __ATOMIC_ACQUIRE,
+                                          __ATOMIC_RELAXED)) {
     if (state->event_pending != 0 && state->head != state->tail &&
         abi::LoadRelaxed(g_state.active_captures) == 0 && driver.event_query(state->event) == 0) {
-      state->event_pending = 0;
+      abi::StoreRelaxed(state->event_pending, 0u);
       abi::StoreRelease(gpu.completed, state->ring[(state->head - 1) % kMarkRing].word);
     }
     const uint32_t completed = abi::LoadAcquire(gpu.completed);
+    abi::StoreRelaxed(state->seen, completed);
     while (state->tail != state->head) {
       const Mark& mark = state->ring[state->tail % kMarkRing];
       if (!abi::WordReached(completed, mark.word)) break;

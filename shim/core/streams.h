@@ -9,6 +9,7 @@
 
 #include <cstdint>
 
+#include "proto/abi/profile.h"
 #include "proto/abi/slot.h"
 #include "shim/core/driver.h"
 #include "shim/core/handle_map.h"
@@ -18,6 +19,8 @@ namespace rubato::shim {
 
 inline constexpr uint32_t kNoLine = 0xffffffffu;
 inline constexpr uint32_t kMarkRing = 64;  // Markers of one stream that are remembered at a time.
+
+inline constexpr uint32_t kOpKinds = 8;  // Of abi::OpKind.
 
 struct Mark {
   uint32_t word;
@@ -41,6 +44,10 @@ struct alignas(64) StreamState {
   uint32_t tail;
   uint32_t event_pending;  // 1: `event` was recorded behind the last marker (no stream memory ops).
   Handle event;
+  uint32_t seen;               // What the GPU's word was when the marks were advanced last.
+  uint32_t uncounted;          // Ops in `counted` that are not in the slot's counters yet.
+  uint64_t counted[kOpKinds];  // By abi::OpKind; this stream's own, so that threads on different
+                               // streams do not share a line for every launch.
   Mark ring[kMarkRing];
 };
 
@@ -93,6 +100,11 @@ inline void SetDirty(DeviceSession* session, StreamState* state) {
 // stays dirty. `context` is the calling thread's.
 bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* state,
                    Handle context);
+
+// Counts one op. It reaches the slot's counters after some more of them, or at the next wait.
+void CountOp(DeviceSession* session, StreamState* state, abi::OpKind kind);
+// Brings the slot's counters up to date.
+void FlushCounts(DeviceSession* session);
 
 // The host knows that everything in this stream is done.
 void MarkReached(DeviceSession* session, StreamState* state);

@@ -232,7 +232,8 @@ class Neighbourhood {
     abi::WriteLine(page->tenants[index].release, line);
   }
 
-  uint64_t Counted(abi::Counter counter) const {
+  uint64_t Counted(abi::Counter counter) {
+    FlushCounts(&session);
     return abi::LoadRelaxed(session.slot->counters.value[static_cast<uint32_t>(counter)]);
   }
 
