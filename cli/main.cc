@@ -35,6 +35,8 @@ struct Dispatch {
 }  // namespace
 }  // namespace rubato::cli
 
+// Out of memory may end the command without a word.
+// NOLINTNEXTLINE(bugprone-exception-escape)
 int main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + (argc > 0 ? 1 : 0), argv + argc);
   const auto parsed = rubato::cli::ParseCommandLine(arguments);

@@ -87,13 +87,13 @@ class Stream {
 
 void Launch(benchmark::State& state) {
   Stream stream;
-  for (auto _ : state) stream.Launch();
+  for ([[maybe_unused]] auto _ : state) stream.Launch();
 }
 BENCHMARK(Launch)->ThreadRange(1, 16);
 
 void LaunchDefaultStream(benchmark::State& state) {
   g_calls.launch(g_kernel, 128, 1, 1, 256, 1, 1, 0, nullptr, nullptr, nullptr);
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     g_calls.launch(g_kernel, 128, 1, 1, 256, 1, 1, 0, nullptr, nullptr, nullptr);
   }
 }
@@ -102,14 +102,14 @@ BENCHMARK(LaunchDefaultStream);
 void CopyHostToDevice(benchmark::State& state) {
   Stream stream;
   char from[64] = {};
-  for (auto _ : state) g_calls.copy(0x100000, from, sizeof(from), stream.get());
+  for ([[maybe_unused]] auto _ : state) g_calls.copy(0x100000, from, sizeof(from), stream.get());
 }
 BENCHMARK(CopyHostToDevice);
 
 // A job: one launch and the wait for it.
 void LaunchAndSynchronize(benchmark::State& state) {
   Stream stream;
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     stream.Launch();
     g_calls.stream_synchronize(stream.get());
   }
@@ -118,7 +118,7 @@ BENCHMARK(LaunchAndSynchronize);
 
 void AllocateAndFree(benchmark::State& state) {
   Stream stream;
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     CUdeviceptr memory;
     g_calls.allocate(&memory, 4096);
     g_calls.release(memory);
@@ -129,7 +129,7 @@ BENCHMARK(AllocateAndFree);
 // From the first driver call of a fresh process to its first launch: connecting, the first device,
 // its neighbours.
 void Attach(benchmark::State& state) {
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     int fds[2];
     if (pipe(fds) != 0) {
       state.SkipWithError("no pipe");

@@ -84,9 +84,11 @@ void MpsWatch::Ask() {
   }
   environment.push_back("CUDA_MPS_PIPE_DIRECTORY=" + pipe_directory_);
   std::vector<char*> arguments;
+  arguments.reserve(command_.size() + 1);
   for (std::string& word : command_) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   std::vector<char*> variables;
+  variables.reserve(environment.size() + 1);
   for (std::string& entry : environment) variables.push_back(entry.data());
   variables.push_back(nullptr);
 

@@ -102,7 +102,8 @@ struct TenantLabels {
   std::string container;
   std::string tenant_class;
   std::string device;
-  auto operator<=>(const TenantLabels&) const = default;
+  // clang-tidy 14 takes the comparison with zero that this implies for a null pointer.
+  auto operator<=>(const TenantLabels&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
 TenantLabels LabelsOf(const core::TenantSpec& spec, const std::string& device_uuid);
