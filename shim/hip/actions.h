@@ -169,8 +169,9 @@ inline uint64_t BytesOf(const Descriptor* descriptor) {
 inline uint64_t BytesOf(const hipChannelFormatDesc* format, uint64_t width, uint64_t height,
                         uint64_t depth) {
   if (format == nullptr) return 0;
-  const auto bits = static_cast<uint64_t>(format->x + format->y + format->z + format->w);
-  return (bits + 7) / 8 * width * (height != 0 ? height : 1) * (depth != 0 ? depth : 1);
+  const int64_t bits = int64_t{format->x} + format->y + format->z + format->w;
+  const auto bytes = static_cast<uint64_t>(bits + 7) / 8;
+  return bytes * width * (height != 0 ? height : 1) * (depth != 0 ? depth : 1);
 }
 
 // Each level has half the extent of the one before.

@@ -17,7 +17,7 @@ using enum abi::OpKind;
 
 template <typename T>
 inline Handle AsHandle(T handle) {
-  static_assert(sizeof(T) <= sizeof(Handle));
+  static_assert(sizeof(T) <= sizeof(Handle));  // NOLINT(bugprone-sizeof-expression)
   if constexpr (std::is_pointer_v<T>) {
     return reinterpret_cast<Handle>(handle);
   } else {

@@ -57,7 +57,7 @@ std::string DeviceProgram() {
     const size_t slash = folder.rfind('/');
     if (slash == std::string::npos) break;
     folder.resize(slash);
-    const std::string path = folder + "/bin/rubato-softgpu";
+    std::string path = folder + "/bin/rubato-softgpu";
     if (access(path.c_str(), X_OK) == 0) return path;
   }
   return "";
