@@ -261,7 +261,7 @@ void Send(Entry& e, CUgraphExec exec) {
     body.type = exec->enabled[i] ? work.type : RecordType::kJoin;
     body.has_priority = work.attributes.has_priority ? 1 : 0;
     body.priority = work.attributes.priority;
-    const CUgreenCtx green = work.context != nullptr ? work.context->green : nullptr;
+    CUgreenCtx green = work.context != nullptr ? work.context->green : nullptr;
     body.first_sm = green != nullptr ? green->first_sm : 0;
     body.sm_count = green != nullptr ? green->sm_count : UINT32_MAX;
     body.needs = static_cast<uint32_t>(exec->needs[i].size());

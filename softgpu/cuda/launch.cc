@@ -131,7 +131,7 @@ CUresult KernelWork(Entry& e, CUfunction function, const unsigned grid[3], const
   if (per_sm == 0) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
   work->attributes = attributes;
   if (attributes.cooperative) {
-    const CUcontext context = e.context();
+    CUcontext context = e.context();
     const uint64_t sms = context->green != nullptr ? context->green->sm_count : InfoOf(e).sm_count;
     if (uint64_t{grid[0]} * grid[1] * grid[2] > per_sm * sms)
       return CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
