@@ -250,10 +250,12 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   token->queue_ns = PassGate(driver, session, prediction.request);
   SetDirty(session, place.stream);
   __atomic_fetch_add(&place.stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
-  token->sample = BeginSample(
-      driver, session, op.stream == 0 && op.per_thread ? driver.per_thread_stream : op.stream,
-      op.kind, prediction.key, prediction.base_key, prediction.request.expected_ns,
-      prediction.known);
+  token->sample = -1;
+  if (!prediction.known || SampleDue(session, place.stream, token->predicted_ns)) {
+    const Handle handle = op.stream == 0 && op.per_thread ? driver.per_thread_stream : op.stream;
+    token->sample = BeginSample(driver, session, handle, op.kind, prediction.key,
+                                prediction.base_key, token->predicted_ns);
+  }
 }
 
 uint64_t CopyPartBytes(const Op& op) {
@@ -276,7 +278,7 @@ void AfterOpSlow(const Op& op, OpToken* token, bool ok) {
       EndSample(driver, session, token->sample, handle, ok);
     }
     if (ok) {
-      Count(session, abi::Counter::kGateBusyNs, token->predicted_ns);
+      abi::CountRelaxed(stream->busy_ns, token->predicted_ns);
       MarkIfDue(driver, session, stream, *token);
     } else {
       __atomic_fetch_sub(&stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);

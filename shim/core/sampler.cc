@@ -12,6 +12,9 @@ Sampler* NewSampler() {
 
 namespace {
 
+// An op of this length counts as two towards the next sample, one twice as long as three.
+constexpr uint64_t kSampleWorkNs = 100'000;
+
 int TakePair(Sampler* sampler) {
   for (int i = 0; i < kSamplePairs; ++i) {
     uint32_t idle = 0;
@@ -31,20 +34,30 @@ bool MakeEvents(const Driver& driver, SamplePair* pair) {
 
 }  // namespace
 
+bool SampleDue(DeviceSession* session, StreamState* stream, uint64_t expected_ns) {
+  const uint64_t weight = 1 + expected_ns / kSampleWorkNs;
+  const uint32_t left = abi::LoadRelaxed(stream->until_sample);
+  if (left > weight) {
+    abi::StoreRelaxed(stream->until_sample, static_cast<uint32_t>(left - weight));
+    return false;
+  }
+  const uint32_t every = abi::LoadAcquire(session->view)->page->constants.sample_every;
+  if (every == 0) return false;
+  // xorshift32; from a half to one and a half intervals.
+  uint32_t random = abi::LoadRelaxed(stream->random);
+  if (random == 0) random = 0x9e3779b9u;
+  random ^= random << 13;
+  random ^= random >> 17;
+  random ^= random << 5;
+  abi::StoreRelaxed(stream->random, random);
+  abi::StoreRelaxed(stream->until_sample, every / 2 + random % every + 1);
+  return true;
+}
+
 int BeginSample(const Driver& driver, DeviceSession* session, Handle stream, abi::OpKind kind,
-                uint64_t key, uint64_t base_key, uint64_t expected_ns, bool known) {
+                uint64_t key, uint64_t base_key, uint64_t expected_ns) {
   Sampler* sampler = session->sampler;
   if (sampler == nullptr || abi::LoadRelaxed(sampler->failed) != 0) return -1;
-  if (known) {
-    const uint32_t left = abi::LoadRelaxed(sampler->countdown);
-    if (left > 1) {
-      abi::StoreRelaxed(sampler->countdown, left - 1);
-      return -1;
-    }
-    const uint32_t every = abi::LoadAcquire(session->view)->page->constants.sample_every;
-    abi::StoreRelaxed(sampler->countdown, every);
-    if (every == 0) return -1;
-  }
   if (abi::LoadRelaxed(g_state.active_captures) != 0 || driver.event_create == nullptr ||
       driver.event_record == nullptr || driver.event_elapsed_us == nullptr) {
     return -1;

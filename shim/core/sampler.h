@@ -11,6 +11,7 @@
 
 #include "proto/abi/slot.h"
 #include "shim/core/state.h"
+#include "shim/core/streams.h"
 
 namespace rubato::shim {
 
@@ -29,20 +30,24 @@ struct SamplePair {
 };
 
 struct Sampler {
-  uint32_t countdown;   // Ops of known keys until the next one is measured.
   uint32_t pending;     // Pairs in state 2.
   uint32_t failed;      // 1: events do not work here; nothing is measured any more.
   uint32_t collecting;  // 1 while one thread moves results.
   uint32_t announcing;  // 1 while one thread announces a name.
-  uint32_t reserved;
   SamplePair pairs[kSamplePairs];
 };
 
 Sampler* NewSampler();
 
-// Records the first event. Returns the pair's index, or -1 if this op is not measured.
+// Is this op of a known key one to measure? Long ops come up more often than short ones, since
+// their durations matter more and two events are nothing beside them. The intervals are random:
+// programs repeat themselves, and a fixed interval would meet the same op of a loop every time and
+// the others never.
+bool SampleDue(DeviceSession* session, StreamState* stream, uint64_t expected_ns);
+
+// Records the first event. Returns the pair's index, or -1 if this op cannot be measured.
 int BeginSample(const Driver& driver, DeviceSession* session, Handle stream, abi::OpKind kind,
-                uint64_t key, uint64_t base_key, uint64_t expected_ns, bool known);
+                uint64_t key, uint64_t base_key, uint64_t expected_ns);
 // Records the second event; `ok`: the driver accepted the op.
 void EndSample(const Driver& driver, DeviceSession* session, int pair, Handle stream, bool ok);
 // Moves finished measurements into the ring; asks about at most `most` pairs.

@@ -257,6 +257,10 @@ constexpr abi::Counter kCounterOf[kOpKinds] = {
 
 void FlushCountsOf(DeviceSession* session, StreamState* state) {
   abi::StoreRelaxed(state->uncounted, 0u);
+  if (abi::LoadRelaxed(state->busy_ns) != 0) {
+    Count(session, abi::Counter::kGateBusyNs,
+          __atomic_exchange_n(&state->busy_ns, 0, __ATOMIC_RELAXED));
+  }
   for (uint32_t kind = 0; kind < kOpKinds; ++kind) {
     // Taken in one piece: two threads that flush at once must not count an op twice.
     if (abi::LoadRelaxed(state->counted[kind]) == 0) continue;

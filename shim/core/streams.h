@@ -44,8 +44,11 @@ struct alignas(64) StreamState {
   uint32_t tail;
   uint32_t event_pending;  // 1: `event` was recorded behind the last marker (no stream memory ops).
   Handle event;
-  uint32_t seen;               // What the GPU's word was when the marks were advanced last.
-  uint32_t uncounted;          // Ops in `counted` that are not in the slot's counters yet.
+  uint32_t seen;          // What the GPU's word was when the marks were advanced last.
+  uint32_t uncounted;     // Ops in `counted` that are not in the slot's counters yet.
+  uint64_t busy_ns;       // Predicted GPU time admitted that is not in the slot's counters yet.
+  uint32_t until_sample;  // What is left until an op of a known key is measured: sampler.h.
+  uint32_t random;
   uint64_t counted[kOpKinds];  // By abi::OpKind; this stream's own, so that threads on different
                                // streams do not share a line for every launch.
   Mark ring[kMarkRing];

@@ -399,6 +399,45 @@ TEST_F(GateTest, UnknownOpsAreMeasuredAndReported) {
   EXPECT_STREQ(slot.names[0].name, "gemm");
 }
 
+TEST_F(GateTest, EveryOpOfALoopIsMeasuredInTime) {
+  // A loop of two ops, whose number divides the sampling interval: each must come up.
+  world.AddPeer(1, TenantClass::kRealtime);
+  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = abi::kNever; });
+  FakeGpu::Get().at_once = true;
+  world.page->constants.sample_every = 64;
+  const uint64_t gemm = abi::KernelKey(abi::HashName("gemm"), 1, 1, 1, 128, 1, 1, 0);
+  uint64_t measured[2] = {0, 0};
+  uint64_t taken = 0;
+  for (int i = 0; i < 8000; ++i) {
+    Launch(KernelOp(kStream, i % 2 == 0 ? 0xf1 : 0xf2));
+    CollectSamples(FakeDriver(), &world.session, kSamplePairs);
+    for (; taken < world.session.slot->heads.sample_head; ++taken) {
+      const abi::SampleRecord& record = world.session.slot->samples[taken % abi::kSampleRing];
+      // What the scheduler makes of it.
+      abi::ProfileEntry& entry = world.profile->entries[abi::ProfileHome(record.key)];
+      entry.duration_ns = entry.max_ns = 1000;
+      entry.sample_count++;
+      entry.key = record.key;
+      if (entry.sample_count > 5) measured[record.base_key == gemm ? 0 : 1]++;
+    }
+  }
+  EXPECT_GE(measured[0], 10u);
+  EXPECT_GE(measured[1], 10u);
+  EXPECT_LE(measured[0] + measured[1], 400u) << "a sample, not everything";
+}
+
+TEST_F(GateTest, LongOpsAreMeasuredMoreOften) {
+  StreamState stream{};
+  world.page->constants.sample_every = 64;
+  int long_ones = 0;
+  int short_ones = 0;
+  for (int i = 0; i < 6400; ++i) long_ones += SampleDue(&world.session, &stream, 1'600'000);
+  for (int i = 0; i < 6400; ++i) short_ones += SampleDue(&world.session, &stream, 2'000);
+  EXPECT_GT(short_ones, 50);
+  EXPECT_LT(short_ones, 200);
+  EXPECT_GT(long_ones, 5 * short_ones);
+}
+
 TEST_F(GateTest, AMeasurementBesideANeighbourIsFlagged) {
   world.AddPeer(1, TenantClass::kRealtime);
   abi::SlotRegion* other = world.AddPeer(2, TenantClass::kBestEffort);
