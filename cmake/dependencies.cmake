@@ -1,6 +1,6 @@
 # Libraries from the system's packages (tools/bootstrap installs them), under names that do not
 # depend on the distribution: rubato::grpc, rubato::protobuf, rubato::yaml, rubato::log,
-# rubato::json, rubato::cli11, rubato::prometheus.
+# rubato::json, rubato::cli11, rubato::prometheus, rubato::curl.
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
@@ -23,6 +23,7 @@ rubato_find(nlohmann_json CONFIG)
 rubato_find(CLI11 CONFIG)
 rubato_find(prometheus-cpp CONFIG)
 rubato_find(Protobuf)
+rubato_find(CURL)
 
 add_library(rubato_log INTERFACE)
 target_link_libraries(rubato_log INTERFACE spdlog::spdlog fmt::fmt)
@@ -39,6 +40,15 @@ add_library(rubato::cli11 ALIAS rubato_cli11)
 add_library(rubato_prometheus INTERFACE)
 target_link_libraries(rubato_prometheus INTERFACE prometheus-cpp::pull prometheus-cpp::core)
 add_library(rubato::prometheus ALIAS rubato_prometheus)
+
+# libcurl stays a shared library (its own closure has no archives) and uses the system's OpenSSL.
+# Where gRPC brings OpenSSL as an archive, the program must not lend its copy to libcurl.
+add_library(rubato_curl INTERFACE)
+target_link_libraries(rubato_curl INTERFACE CURL::libcurl)
+if(RUBATO_STATIC_GRPC)
+  target_link_options(rubato_curl INTERFACE "-Wl,--exclude-libs,ALL")
+endif()
+add_library(rubato::curl ALIAS rubato_curl)
 
 add_library(rubato_yaml INTERFACE)
 if(TARGET yaml-cpp::yaml-cpp)
