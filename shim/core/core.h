@@ -45,8 +45,8 @@ struct OpToken {
   void* stream;            // StreamState of streams.h.
   Handle context;          // The calling thread's, if it had to be asked for.
   uint64_t predicted_ns;
-  uint64_t queue_ns;  // Work of this session in flight before the op.
-  int32_t sample;     // Index of the measurement that is open, or -1.
+  uint64_t unmarked_ns;  // Work that may be behind the stream's last marker after this op.
+  int32_t sample;        // Index of the measurement that is open, or -1.
   uint32_t flags;
 };
 

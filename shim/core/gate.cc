@@ -19,6 +19,9 @@ constexpr uint64_t kSpinBudget = 8;
 constexpr uint64_t kOverdueNapNs = 100'000;
 // A queue that was predicted too long is noticed within this.
 constexpr uint64_t kQueueNapNs = 500'000;
+// A queue, or the room behind it, has about this many markers in it: they cost the GPU a pause as
+// well as the host a call.
+constexpr uint64_t kQueueParts = 8;
 // A thread that lost its core has it back within this, mostly: a time slice of the host's.
 constexpr uint64_t kPreemptionNs = 2'000'000;
 
@@ -201,18 +204,24 @@ GateView ReadNeighbours(const DeviceSession& session, uint64_t now_ns) {
 }
 
 uint64_t OwnInflightNs(const Driver& driver, DeviceSession* session, uint64_t now_ns) {
-  uint64_t outstanding_ns = 0;
-  uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
+  uint64_t most_ns = 0;
+  uint64_t least_ns = 0;
+  const auto add = [&](const Outstanding& stream) {
+    most_ns += stream.most_ns;
+    // Streams run side by side: together they take at least what the longest of them takes.
+    if (stream.least_ns > least_ns) least_ns = stream.least_ns;
+  };
+  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
   for (uint32_t i = 0; i < high; ++i) {
-    outstanding_ns += OutstandingNs(driver, session, &session->streams->states[i]);
+    add(OutstandingOf(driver, session, &session->streams->states[i]));
   }
-  outstanding_ns += OutstandingNs(driver, session, &session->streams->overflow);
-  if (outstanding_ns == 0) return 0;
+  add(OutstandingOf(driver, session, &session->streams->overflow));
+  if (most_ns == 0) return 0;
   const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
   // Work that is overdue will end soon, but not at once.
-  if (until_ns <= now_ns) return outstanding_ns / 4 + 1;
-  const uint64_t left_ns = until_ns - now_ns;
-  return left_ns < outstanding_ns ? left_ns : outstanding_ns;
+  const uint64_t left_ns = until_ns > now_ns ? until_ns - now_ns : most_ns / 4 + 1;
+  if (left_ns < least_ns) return least_ns;
+  return left_ns < most_ns ? left_ns : most_ns;
 }
 
 namespace {
@@ -252,18 +261,6 @@ Look LookAround(DeviceSession* session) {
   return look;
 }
 
-// Ops that no marker covers yet would look like work in flight for as long as this thread waits,
-// and so might keep it waiting.
-void MarkAll(const Driver& driver, DeviceSession* session) {
-  Handle context = 0;
-  driver.current_context(&context);
-  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
-  for (uint32_t i = 0; i < high; ++i) {
-    if ((abi::LoadAcquire(session->slot->streams[i].flags) & abi::kStreamDirty) == 0) continue;
-    EnqueueMarker(driver, session, &session->streams->states[i], context);
-  }
-}
-
 // Sleeps or spins until a closed gate is worth another look.
 void Pause(uint64_t now_ns, uint64_t wake_ns, uint64_t spin_ns, uint64_t sleep_floor_ns,
            uint64_t* spun_ns) {
@@ -290,7 +287,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
     const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
     const uint64_t queue_ns = until_ns > look.now_ns ? until_ns - look.now_ns : 0;
     Publish(session, queue_ns, request, look.now_ns);
-    return queue_ns;
+    return queue_ns / kQueueParts;
   }
   const uint64_t begin_ns = look.now_ns;
   const abi::DeviceConstants& constants = look.view->page->constants;
@@ -300,7 +297,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
   if (expire_ns < constants.expire_floor_ns) expire_ns = constants.expire_floor_ns;
   bool waiting = false;
   uint64_t spun_ns = 0;
-  uint64_t queue_ns = 0;
+  uint64_t unmarked_ns = 0;
   for (;;) {
     GateView view = ReadNeighbours(*session, look.now_ns);
     const uint64_t own_ns = OwnInflightNs(driver, session, look.now_ns);
@@ -333,7 +330,8 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
         retract = NowNs() - look.now_ns > view.until_ns - end_ns;
       }
       if (!retract) {
-        queue_ns = own_ns;
+        const uint64_t room_ns = view.until_ns > end_ns ? view.until_ns - end_ns : 0;
+        unmarked_ns = (view.until_ns != abi::kNever ? room_ns : own_ns) / kQueueParts;
         if (view.holds_ignored != 0) {
           Count(session, abi::Counter::kHoldsIgnored, view.holds_ignored);
         }
@@ -348,8 +346,12 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
       waiting = true;
       __atomic_fetch_add(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
       Count(session, abi::Counter::kGateWaits);
+      // Ops that no marker covers yet would look like work in flight for as long as this thread
+      // waits, and so might keep it waiting.
       if (own_ns != 0 && abi::LoadRelaxed(g_state.active_captures) == 0) {
-        MarkAll(driver, session);
+        Handle context = 0;
+        driver.current_context(&context);
+        EnqueueMarkers(driver, session, context);
       }
     }
     uint64_t wake_ns = begin_ns + 2 * expire_ns;
@@ -365,10 +367,10 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
     look = LookAround(session);
     if (!Attached()) break;
   }
-  if (!waiting) return queue_ns;
+  if (!waiting) return unmarked_ns;
   __atomic_fetch_sub(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
   Count(session, abi::Counter::kGateWaitNs, NowNs() - begin_ns);
-  return queue_ns;
+  return unmarked_ns;
 }
 
 }  // namespace rubato::shim

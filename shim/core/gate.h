@@ -59,11 +59,14 @@ inline GateAnswer Decide(const GateView& view, const GateRequest& request, uint6
   return GateAnswer::kGo;
 }
 
-// Waits until the op may go and publishes it as in flight. Returns the number of nanoseconds
-// waited. `request` must be what the caller later takes back if the driver refuses the op.
+// Waits until the op may go and publishes it as in flight. `request` must be what the caller later
+// takes back if the driver refuses the op. Returns how much work may follow the stream's last
+// marker before it needs another: little where the window ends soon after the op, because there
+// the queue must be known closely.
 uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateRequest& request);
 
-// Predicted work of this session that is not done, from its markers and from its own prediction.
+// Predicted work of this session that is not done: what was predicted, within what the markers say.
+// Predictions err by some per cent, which is half a millisecond in a queue of a whole window.
 uint64_t OwnInflightNs(const Driver& driver, DeviceSession* session, uint64_t now_ns);
 
 }  // namespace rubato::shim

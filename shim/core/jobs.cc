@@ -92,13 +92,7 @@ void JobDrain(const Driver& driver, DeviceSession* session, Handle context) {
   const bool watched =
       view != nullptr && abi::LoadRelaxed(view->page->state.besteffort_sessions) != 0;
   if (!watched) return;
-  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
-  bool all_marked = abi::LoadRelaxed(session->slot->work.unlined_ops) == 0;
-  for (uint32_t i = 0; i < high; ++i) {
-    if ((abi::LoadAcquire(session->slot->streams[i].flags) & abi::kStreamDirty) == 0) continue;
-    if (!EnqueueMarker(driver, session, &session->streams->states[i], context)) all_marked = false;
-  }
-  if (!all_marked) return;
+  if (!EnqueueMarkers(driver, session, context)) return;
   uint32_t open = static_cast<uint32_t>(JobState::kOpen);
   __atomic_compare_exchange_n(&session->slot->job.state, &open,
                               static_cast<uint32_t>(JobState::kDraining), false, __ATOMIC_RELEASE,
@@ -108,11 +102,7 @@ void JobDrain(const Driver& driver, DeviceSession* session, Handle context) {
 void JobWaited(DeviceSession* session, StreamState* reached, bool everything, uint64_t waited_ns) {
   if (StateOf(session) == static_cast<uint32_t>(JobState::kIdle)) return;
   if (reached != nullptr) MarkReached(session, reached);
-  if (everything) {
-    const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
-    for (uint32_t i = 0; i < high; ++i) MarkReached(session, &session->streams->states[i]);
-    abi::StoreRelaxed(session->slot->work.unlined_ops, 0u);
-  }
+  if (everything) MarkAllReached(session);
   if (AnyDirty(session)) return;
   EndJob(session, waited_ns);
 }

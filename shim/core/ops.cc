@@ -133,9 +133,6 @@ uint64_t BaseKey(const Driver& driver, DeviceSession* session, const Op& op) {
 // A key with fewer measurements is measured whenever it comes.
 constexpr uint32_t kSettledSamples = 5;
 
-// A long queue has about this many markers in it.
-constexpr uint64_t kQueueParts = 8;
-
 constexpr uint32_t kTokenBestEffort = 1u << 0;
 
 struct Prediction {
@@ -177,8 +174,7 @@ Prediction Predict(const Driver& driver, DeviceSession* session, StreamState* st
 }
 
 // A marker after so much work or so many ops, while somebody is there who reads it; less often
-// while much is queued, since nothing is decided by the beginning of a long queue. Markers cost the
-// GPU a pause as well as the host a call.
+// where nothing is decided by the place in the queue.
 void MarkIfDue(const Driver& driver, DeviceSession* session, StreamState* stream,
                const OpToken& token) {
   const abi::DeviceRegion& page = *abi::LoadAcquire(session->view)->page;
@@ -187,7 +183,7 @@ void MarkIfDue(const Driver& driver, DeviceSession* session, StreamState* stream
   if (abi::LoadRelaxed(page.state.realtime_sessions) == 0) return;
   const uint64_t unmarked_ns =
       abi::LoadRelaxed(stream->submitted_ns) - abi::LoadRelaxed(stream->marked_ns);
-  if (unmarked_ns < token.queue_ns / kQueueParts) return;
+  if (unmarked_ns < token.unmarked_ns) return;
   if (since < page.constants.marker_ops && unmarked_ns < page.constants.marker_work_ns) return;
   Handle context = token.context;
   if (context == 0 && abi::LoadRelaxed(session->words_address) == 0) {
@@ -247,7 +243,7 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   const Prediction prediction = Predict(driver, session, place.stream, op);
   token->flags = kTokenBestEffort;
   token->predicted_ns = prediction.request.expected_ns;
-  token->queue_ns = PassGate(driver, session, prediction.request);
+  token->unmarked_ns = PassGate(driver, session, prediction.request);
   SetDirty(session, place.stream);
   __atomic_fetch_add(&place.stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
   token->sample = -1;
@@ -341,13 +337,7 @@ void AfterSync(SyncScope scope, Handle handle, bool per_thread, bool ok) {
       EnsureTouch(driver, session, context);
     } else {
       if (reached != nullptr) MarkReached(session, reached);
-      if (scope == SyncScope::kContext) {
-        const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
-        for (uint32_t i = 0; i < high; ++i) MarkReached(session, &session->streams->states[i]);
-        StreamState& overflow = session->streams->overflow;
-        abi::StoreRelaxed(overflow.reached_ns, abi::LoadRelaxed(overflow.submitted_ns));
-        abi::StoreRelaxed(session->slot->work.unlined_ops, 0u);
-      }
+      if (scope == SyncScope::kContext) MarkAllReached(session);
       CollectSamples(driver, session, kSamplePairs);
     }
   }

@@ -45,6 +45,13 @@ StreamState* FindStream(DeviceSession* session, uint64_t key) {
 
 namespace {
 
+// After every change of the ring, under `marking`.
+void NoteAwaited(StreamState* state) {
+  abi::StoreRelaxed(state->awaited_ns, state->tail == state->head
+                                           ? uint64_t{0}
+                                           : state->ring[state->tail % kMarkRing].submitted_ns);
+}
+
 bool LineReached(const abi::SlotRegion& slot, uint32_t line) {
   return abi::WordReached(abi::LoadAcquire(slot.gpu_words[line].completed),
                           abi::LoadRelaxed(slot.streams[line].submitted));
@@ -104,6 +111,7 @@ StreamState* FindOrAddStream(DeviceSession* session, uint64_t key, Handle handle
     abi::StoreRelaxed(state.marked_ns, uint64_t{0});
     abi::StoreRelaxed(state.ops_since_mark, 0u);
     state.head = state.tail = 0;
+    NoteAwaited(&state);
     // Whatever the line's GPU word holds now is of an earlier stream.
     abi::StoreRelaxed(state.seen, abi::LoadRelaxed(session->slot->gpu_words[i].completed));
     abi::StoreRelaxed(line.submitted, abi::MakeWord(generation & 0xffu, 0));
@@ -174,7 +182,7 @@ void EnsureWords(const Driver& driver, DeviceSession* session, Handle context) {
 namespace {
 
 // Without stream memory operations an event stands for the word: recorded here, asked in
-// OutstandingNs, and the host writes the word.
+// OutstandingOf, and the host writes the word.
 bool RecordMarkerEvent(const Driver& driver, StreamState* state) {
   if (driver.event_record == nullptr || driver.event_create == nullptr) return false;
   if (state->event == 0) {
@@ -235,6 +243,7 @@ bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* st
       }
       state->ring[state->head % kMarkRing] = {word, 0, submitted_ns};
       state->head++;
+      NoteAwaited(state);
       abi::StoreRelaxed(state->marked_ns, submitted_ns);
       abi::StoreRelaxed(state->ops_since_mark, 0u);
     } else {
@@ -244,6 +253,16 @@ bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* st
   }
   abi::StoreRelease(state->marking, 0u);
   return marked || !dirty;
+}
+
+bool EnqueueMarkers(const Driver& driver, DeviceSession* session, Handle context) {
+  bool all = abi::LoadRelaxed(session->slot->work.unlined_ops) == 0;
+  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
+  for (uint32_t i = 0; i < high; ++i) {
+    if ((abi::LoadAcquire(session->slot->streams[i].flags) & abi::kStreamDirty) == 0) continue;
+    if (!EnqueueMarker(driver, session, &session->streams->states[i], context)) all = false;
+  }
+  return all;
 }
 
 namespace {
@@ -307,6 +326,7 @@ void MarkReached(DeviceSession* session, StreamState* state) {
     abi::StoreRelease(session->slot->gpu_words[state->line].completed, word);
   }
   state->tail = state->head;
+  NoteAwaited(state);
   abi::StoreRelaxed(state->event_pending, 0u);
   const uint64_t submitted_ns = abi::LoadRelaxed(state->submitted_ns);
   abi::StoreRelaxed(state->reached_ns, submitted_ns);
@@ -315,12 +335,19 @@ void MarkReached(DeviceSession* session, StreamState* state) {
   abi::StoreRelease(state->marking, 0u);
 }
 
-uint64_t OutstandingNs(const Driver& driver, DeviceSession* session, StreamState* state) {
+void MarkAllReached(DeviceSession* session) {
+  const uint32_t high = abi::LoadRelaxed(session->slot->work.stream_high_water);
+  for (uint32_t i = 0; i < high; ++i) MarkReached(session, &session->streams->states[i]);
+  StreamState& overflow = session->streams->overflow;
+  abi::StoreRelaxed(overflow.reached_ns, abi::LoadRelaxed(overflow.submitted_ns));
+  abi::StoreRelaxed(session->slot->work.unlined_ops, 0u);
+}
+
+Outstanding OutstandingOf(const Driver& driver, DeviceSession* session, StreamState* state) {
   const uint64_t submitted_ns = abi::LoadRelaxed(state->submitted_ns);
-  if (submitted_ns == abi::LoadRelaxed(state->reached_ns)) return 0;
-  if (abi::LoadRelaxed(state->line) == kNoLine) {
-    return submitted_ns - abi::LoadRelaxed(state->reached_ns);
-  }
+  uint64_t reached_ns = abi::LoadRelaxed(state->reached_ns);
+  if (submitted_ns == reached_ns) return {0, 0};
+  if (abi::LoadRelaxed(state->line) == kNoLine) return {submitted_ns - reached_ns, 0};
   abi::GpuWordLine& gpu = session->slot->gpu_words[abi::LoadRelaxed(state->line)];
   // As long as the GPU has written nothing new, there is nothing to note.
   const bool news = abi::LoadRelaxed(gpu.completed) != abi::LoadRelaxed(state->seen) ||
@@ -341,10 +368,15 @@ uint64_t OutstandingNs(const Driver& driver, DeviceSession* session, StreamState
       abi::StoreRelaxed(state->reached_ns, mark.submitted_ns);
       state->tail++;
     }
+    NoteAwaited(state);
     abi::StoreRelease(state->marking, 0u);
   }
-  const uint64_t reached_ns = abi::LoadRelaxed(state->reached_ns);
-  return submitted_ns > reached_ns ? submitted_ns - reached_ns : 0;
+  reached_ns = abi::LoadRelaxed(state->reached_ns);
+  const uint64_t awaited_ns = abi::LoadRelaxed(state->awaited_ns);
+  Outstanding result{};
+  if (submitted_ns > reached_ns) result.most_ns = submitted_ns - reached_ns;
+  if (awaited_ns != 0 && submitted_ns > awaited_ns) result.least_ns = submitted_ns - awaited_ns;
+  return result;
 }
 
 bool AllWordsReached(const abi::SlotRegion& slot) {

@@ -39,6 +39,7 @@ struct alignas(64) StreamState {
   uint64_t submitted_ns;  // Predicted work ever submitted.
   uint64_t reached_ns;    // Predicted work known to be done.
   uint64_t marked_ns;     // Predicted work covered by enqueued markers.
+  uint64_t awaited_ns;    // Predicted work up to the first marker that is not reached; 0: none.
   uint32_t ops_since_mark;
   uint32_t head;  // Markers enqueued and not yet seen: ring[tail, head).
   uint32_t tail;
@@ -104,6 +105,9 @@ inline void SetDirty(DeviceSession* session, StreamState* state) {
 bool EnqueueMarker(const Driver& driver, DeviceSession* session, StreamState* state,
                    Handle context);
 
+// The same for every stream with ops that no marker covers. True if all of them are covered now.
+bool EnqueueMarkers(const Driver& driver, DeviceSession* session, Handle context);
+
 // Counts one op. It reaches the slot's counters after some more of them, or at the next wait.
 void CountOp(DeviceSession* session, StreamState* state, abi::OpKind kind);
 // Brings the slot's counters up to date.
@@ -111,9 +115,17 @@ void FlushCounts(DeviceSession* session);
 
 // The host knows that everything in this stream is done.
 void MarkReached(DeviceSession* session, StreamState* state);
+// The same of every stream of the session.
+void MarkAllReached(DeviceSession* session);
 
-// Takes note of what the GPU wrote; returns predicted work that is not known to be done.
-uint64_t OutstandingNs(const Driver& driver, DeviceSession* session, StreamState* state);
+// Predicted work of a stream that is not done, as closely as its markers tell.
+struct Outstanding {
+  uint64_t most_ns;   // Everything behind the last marker that was reached.
+  uint64_t least_ns;  // Everything behind the first one that was not.
+};
+
+// Takes note of what the GPU wrote.
+Outstanding OutstandingOf(const Driver& driver, DeviceSession* session, StreamState* state);
 
 // Every line of the slot is reached. For any slot, also a peer's: reads are bounded and copied.
 bool AllWordsReached(const abi::SlotRegion& slot);

@@ -4,7 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <thread>
+#include <vector>
 
 #include "shim/core/sys.h"
 #include "tests/unit/shim/core/neighbourhood.h"
@@ -329,6 +331,51 @@ TEST_F(GateTest, MarkersShrinkTheQueue) {
   EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, now_ns), 500'000u);
   FakeGpu::Get().CompleteAll();
   EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, now_ns), 0u);
+}
+
+TEST_F(GateTest, WorkBehindAnAwaitedMarkerIsOutstandingHoweverLateItIs) {
+  world.AddPeer(1, TenantClass::kRealtime);
+  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = abi::kNever; });
+  for (int i = 0; i < 4; ++i) Launch(KernelOp(kStream));
+  ASSERT_EQ(FakeGpu::Get().PendingCount(), 4u);
+  // By prediction next to nothing is left; but the first marker, 500 us into the queue, was not
+  // reached, so the three ops behind it were not either.
+  const uint64_t late_ns = world.session.slot->work.inflight_until_ns - 1000;
+  EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, late_ns), 1'500'000u);
+  {
+    FakeGpu& gpu = FakeGpu::Get();
+    std::lock_guard lock(gpu.mutex);
+    FakeGpu::Write(gpu.pending[1]);
+  }
+  EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, late_ns), 500'000u);
+  FakeGpu::Get().CompleteAll();
+  EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, late_ns), 0u);
+}
+
+TEST_F(GateTest, MarkersAreCloseTogetherNearTheEndOfAWindow) {
+  abi::SlotRegion* peer = world.AddPeer(1, TenantClass::kRealtime);
+  world.page->constants.unknown_op_ns = 1'000'000'000;  // So long that no time passes meanwhile.
+  abi::ReleaseLine release{};
+  release.flags = abi::kReleaseValid;
+  release.period_ns = 100'000'000'000;
+  // The window ends in the middle of op 64.
+  release.phase_ns = NowNs() + 63'500'000'000;
+  release.valid_until_ns = abi::kNever;
+  world.SetRelease(1, release);
+  peer->job.first_op_ns = NowNs() - 1'000'000'000;
+  peer->job.last_end_ns = NowNs();
+  std::vector<int> marked;
+  for (int i = 0; i < 63; ++i) {
+    const size_t before = FakeGpu::Get().PendingCount();
+    Launch(KernelOp(kStream));
+    if (FakeGpu::Get().PendingCount() != before) marked.push_back(i);
+  }
+  const auto within = [&](int first, int last) {
+    return std::count_if(marked.begin(), marked.end(),
+                         [&](int at) { return at >= first && at <= last; });
+  };
+  EXPECT_LE(within(0, 31), 8);
+  EXPECT_EQ(within(56, 62), 7) << "each op counts there";
 }
 
 TEST_F(GateTest, ALongQueueHasFewMarkers) {
