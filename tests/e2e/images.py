@@ -1,0 +1,88 @@
+"""Container images from folders, without a registry and without a container engine's build.
+
+umoci packs a folder as one layer of an OCI layout; the node imports the layout into containerd
+under the given name. Everything is made on the host before the node starts.
+"""
+
+import os
+import shutil
+import subprocess
+import tarfile
+
+import node
+
+FOLDERS = os.path.join(node.E2E, "rootfs")
+LAYOUTS = os.path.join(node.E2E, "images")
+
+PAUSE = "localhost/pause:e2e"
+BUSYBOX = "localhost/busybox:e2e"
+APPLETS = ("sh", "sleep", "cat", "ls", "wget", "echo", "true", "false", "id", "env", "mount", "nc")
+
+
+def folder(name):
+    """An empty folder for the root filesystem of an image."""
+    path = os.path.join(FOLDERS, name)
+    shutil.rmtree(path, ignore_errors=True)
+    os.makedirs(path)
+    return path
+
+
+def archive(image):
+    return os.path.join(LAYOUTS, image.replace("/", "_").replace(":", "_") + ".tar")
+
+
+def pack(image, root, entrypoint=None, environment=()):
+    """Packs the folder as an image's only layer, into one archive."""
+    layout = archive(image)[:-len(".tar")]
+    shutil.rmtree(layout, ignore_errors=True)
+    os.makedirs(LAYOUTS, exist_ok=True)
+    node.run("umoci", "init", "--layout", layout)
+    node.run("umoci", "new", "--image", f"{layout}:e2e")
+    node.run("umoci", "insert", "--image", f"{layout}:e2e", root, "/")
+    settings = [f"--config.entrypoint={word}" for word in entrypoint or ()]
+    settings += [f"--config.env={word}" for word in environment]
+    if settings:
+        node.run("umoci", "config", "--image", f"{layout}:e2e", *settings)
+    with tarfile.open(archive(image), "w") as tar:
+        for name in sorted(os.listdir(layout)):
+            tar.add(os.path.join(layout, name), arcname=name)
+    shutil.rmtree(layout)
+
+
+def pack_pause():
+    root = folder("pause")
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pause", "pause.c")
+    node.run("gcc", "-static", "-Os", "-Wall", "-Wextra", "-o", os.path.join(root, "pause"), source)
+    pack(PAUSE, root, entrypoint=["/pause"])
+
+
+def pack_busybox():
+    root = folder("busybox")
+    os.makedirs(os.path.join(root, "bin"))
+    shutil.copy("/bin/busybox", os.path.join(root, "bin", "busybox"))
+    for applet in APPLETS:
+        os.symlink("busybox", os.path.join(root, "bin", applet))
+    for name in ("tmp", "etc", "proc", "sys", "dev"):
+        os.makedirs(os.path.join(root, name))
+    node.write(os.path.join(root, "etc", "passwd"), "root:x:0:0:root:/:/bin/sh\n")
+    pack(BUSYBOX, root, environment=["PATH=/bin"])
+
+
+def load(image):
+    """Inside the node: gives containerd the image under its name."""
+    name, _, tag = image.rpartition(":")
+    del tag  # The layouts' only tag is e2e, and ctr takes it from there.
+    with open(archive(image), "rb") as tar:
+        result = subprocess.run(
+            ["ctr", "--namespace", "k8s.io", "images", "import", "--base-name", name, "-"],
+            stdin=tar, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"ctr images import {image}: {result.stderr}")
+
+
+def prepare(options, say):
+    """On the host: every image that the node will import."""
+    pack_pause()
+    pack_busybox()
+    del options
+    say("images packed")
