@@ -9,6 +9,7 @@ void JobTotals::Add(const JobTotals& other) {
   responses += other.responses;
   deadline_misses += other.deadline_misses;
   response_sum_ns += other.response_sum_ns;
+  tardiness_ns += other.tardiness_ns;
   busy_ns += other.busy_ns;
   for (size_t i = 0; i < buckets.size(); ++i) buckets[i] += other.buckets[i];
 }
@@ -25,7 +26,10 @@ void JobLedger::OnJob(const Job& job, base::Nanos release_ns, base::Nanos deadli
   OnUnpromisedJob(job);
   const base::Nanos response_ns = std::max<base::Nanos>(0, job.end_ns - release_ns);
   ++totals_.responses;
-  if (deadline_ns != 0 && response_ns > deadline_ns) ++totals_.deadline_misses;
+  if (deadline_ns != 0 && response_ns > deadline_ns) {
+    ++totals_.deadline_misses;
+    totals_.tardiness_ns += response_ns - deadline_ns;
+  }
   totals_.response_sum_ns += response_ns;
   const auto bucket = std::lower_bound(kResponseBounds.begin(), kResponseBounds.end(), response_ns);
   ++totals_.buckets[static_cast<size_t>(bucket - kResponseBounds.begin())];

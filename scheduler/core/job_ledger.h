@@ -26,7 +26,8 @@ struct JobTotals {
   uint64_t responses = 0;  // Jobs whose response counts: not those of a warm-up.
   uint64_t deadline_misses = 0;
   base::Nanos response_sum_ns = 0;
-  base::Nanos busy_ns = 0;  // Sum of the jobs' lengths from first op to end.
+  base::Nanos tardiness_ns = 0;  // Sum of the times by which jobs ended after their deadline.
+  base::Nanos busy_ns = 0;       // Sum of the jobs' lengths from first op to end.
   std::array<uint64_t, kResponseBounds.size() + 1> buckets{};  // Not cumulative.
 
   void Add(const JobTotals& other);

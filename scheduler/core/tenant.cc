@@ -17,6 +17,15 @@ bool IsLabelText(std::string_view text, size_t limit) {
   return true;
 }
 
+// A stable word for machines, which becomes a label.
+bool IsReason(std::string_view text) {
+  if (text.size() > 64) return false;
+  for (const char c : text) {
+    if (!(c >= 'a' && c <= 'z') && !(c >= '0' && c <= '9') && c != '-') return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 base::Result<void> ValidateSpec(const TenantSpec& spec) {
@@ -44,13 +53,27 @@ base::Result<void> ValidateSpec(const TenantSpec& spec) {
   }
   if (spec.limit_bytes > (uint64_t{1} << 50)) return Bad("limit_bytes must be at most 1 PiB");
   if (spec.weight > 1000) return Bad("weight must be at most 1000");
-  if (spec.weight != 0 && realtime)
-    return Bad("weight is for best-effort tenants only; leave it out");
   if (spec.priority > 1000) return Bad("priority must be at most 1000");
   if (spec.priority != 0 && !realtime)
     return Bad("priority is for real-time tenants only; leave it out");
   if (spec.overhead_budget_permille > 1000)
     return Bad("overhead_budget_permille must be at most 1000");
+  if (spec.share_permille > 1000) return Bad("share_permille must be at most 1000");
+  if (spec.device_uuids.size() > kMostDeviceUuids)
+    return Bad("device_uuids must be at most " + std::to_string(kMostDeviceUuids));
+  for (const std::string& uuid : spec.device_uuids) {
+    if (uuid.empty() || !IsLabelText(uuid, 128))
+      return Bad("device_uuids must be 1 to 128 printable ASCII characters each");
+  }
+  if (!IsReason(spec.refusal_reason))
+    return Bad("refusal_reason must be at most 64 lower-case letters, digits and hyphens");
+  if (!spec.refusal_reason.empty() && !realtime)
+    return Bad("refusal_reason is for tenants that ask for real-time; leave it out");
+  if (!IsLabelText(spec.refusal_detail, 512) ||
+      (spec.refusal_reason.empty() && !spec.refusal_detail.empty()))
+    return Bad(
+        "refusal_detail must be printable ASCII of at most 512 characters, and goes with a "
+        "refusal_reason");
   return {};
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "base/time.h"
@@ -24,18 +25,24 @@ struct TenantSpec {
   std::string pod;
   std::string container;
   std::string pod_uid;
-  TenantClass tenant_class = TenantClass::kFree;
-  Nanos period_ns = 0;       // Real-time; 0: not declared.
-  Nanos deadline_ns = 0;     // Real-time; 0: the period, or none.
-  uint64_t limit_bytes = 0;  // 0: none.
-  uint32_t weight = 0;
+  TenantClass tenant_class = TenantClass::kFree;  // As asked for.
+  Nanos period_ns = 0;                            // Real-time; 0: not declared.
+  Nanos deadline_ns = 0;                          // Real-time; 0: the period, or none.
+  uint64_t limit_bytes = 0;                       // 0: none.
+  uint32_t weight = 0;  // Among best-effort tenants; no part of a real-time promise.
   uint32_t priority = 0;
   uint32_t overhead_budget_permille = 0;
   bool any_user = false;
+  uint32_t share_permille = 0;            // Slots held, of each device; 0: outside Kubernetes.
+  std::vector<std::string> device_uuids;  // That the slots are of; empty: any.
+  // Who registers the tenant refuses real-time itself, for this reason; empty: it does not.
+  std::string refusal_reason;
+  std::string refusal_detail;
 };
 
 inline constexpr Nanos kShortestPeriodNs = 100 * base::kMicrosecond;
 inline constexpr Nanos kLongestPeriodNs = 60 * base::kSecond;
+inline constexpr size_t kMostDeviceUuids = 16;
 
 // An error names the field and what it may be.
 base::Result<void> ValidateSpec(const TenantSpec& spec);

@@ -9,7 +9,8 @@ Constants Constants::Dilated(uint32_t factor) const {
         &Constants::fallback_bound_ns, &Constants::unknown_op_ns, &Constants::marker_work_ns,
         &Constants::hold_floor_ns, &Constants::hold_limit_ns, &Constants::think_limit_ns,
         &Constants::blind_think_limit_ns, &Constants::think_guard_ns, &Constants::expire_floor_ns,
-        &Constants::depth_ns, &Constants::jitter_guard_ns, &Constants::hold_window_ns}) {
+        &Constants::depth_ns, &Constants::jitter_guard_ns, &Constants::hold_window_ns,
+        &Constants::switch_ns}) {
     dilated.*time *= factor == 0 ? 1 : factor;
   }
   return dilated;

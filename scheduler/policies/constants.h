@@ -69,6 +69,14 @@ struct Constants {
   // Windows over which a tenant's use is compared with what it declared.
   Nanos hold_window_ns = 2 * kSecond;
 
+  // Blocked by a context switch of the GPU between two processes. Measured: 140 us.
+  Nanos switch_ns = 140 * kMicrosecond;
+  // Of a device that several real-time tenants share, this much is promised to none of them:
+  // between their jobs lie switches that no job's length shows (two are a tenth of a job of 2.8
+  // ms), and what is left keeps best-effort tenants alive. A real-time tenant by itself may have it
+  // all.
+  uint32_t admission_reserve_permille = 100;
+
   // ---- Host times.
   // A sleeping thread is woken up to 50 us late by its timer's slack, and on an idle core as much
   // later again; it spins for the rest.
@@ -77,6 +85,8 @@ struct Constants {
   Nanos sleep_floor_ns = 80 * kMicrosecond;
   // Restarting a daemon and the re-attach of its tenants, who try once a second.
   Nanos lease_ns = 2 * kSecond;
+  // How long an op that nobody has run again counts as one that best-effort tenants run.
+  Nanos recent_op_ns = 60 * kSecond;
   // A confirmed release model is good for this long, or for 64 periods if that is longer, up to
   // the limit: what best-effort tenants go by after the scheduler has died.
   Nanos validity_floor_ns = 2 * kSecond;

@@ -46,6 +46,8 @@ TEST(JobLedgerTest, ADeadlineIsMissedOnlyBeyondIt) {
   EXPECT_EQ(ledger.totals().deadline_misses, 1u);
   ledger.OnJob(JobOf(1000, base::kSecond), 1000, 0);
   EXPECT_EQ(ledger.totals().deadline_misses, 1u) << "no deadline";
+  ledger.OnJob(JobOf(1000, 3 * kMillisecond), 1000, kMillisecond);
+  EXPECT_EQ(ledger.totals().tardiness_ns, 2 * kMillisecond + 1) << "time after deadlines";
 }
 
 TEST(JobLedgerTest, BucketsHoldEachJobOnce) {

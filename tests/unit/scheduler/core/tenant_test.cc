@@ -30,6 +30,14 @@ TEST(TenantTest, GoodSpecsPass) {
   TenantSpec aperiodic = Realtime();
   aperiodic.period_ns = 0;
   EXPECT_TRUE(ValidateSpec(aperiodic).ok());
+  TenantSpec slots = Realtime();
+  slots.share_permille = 300;
+  slots.device_uuids = {"GPU-00112233-4455-6677-8899-aabbccddeeff"};
+  slots.weight = 3;  // Its share should it become best-effort.
+  EXPECT_TRUE(ValidateSpec(slots).ok());
+  slots.refusal_reason = "not-allowed";
+  slots.refusal_detail = "namespace shop may not ask for real-time";
+  EXPECT_TRUE(ValidateSpec(slots).ok());
 }
 
 TEST(TenantTest, BadSpecsAreNamed) {
@@ -51,10 +59,18 @@ TEST(TenantTest, BadSpecsAreNamed) {
       {"deadline_ns", [](TenantSpec* s) { s->deadline_ns = -1; }, true},
       {"deadline_ns", [](TenantSpec* s) { s->deadline_ns = base::kSecond; }, false},
       {"limit_bytes", [](TenantSpec* s) { s->limit_bytes = ~uint64_t{0}; }, true},
-      {"weight", [](TenantSpec* s) { s->weight = 2; }, true},
+      {"weight", [](TenantSpec* s) { s->weight = 1001; }, true},
       {"weight", [](TenantSpec* s) { s->weight = 1001; }, false},
       {"priority", [](TenantSpec* s) { s->priority = 2; }, false},
       {"overhead_budget_permille", [](TenantSpec* s) { s->overhead_budget_permille = 1001; }, true},
+      {"share_permille", [](TenantSpec* s) { s->share_permille = 1001; }, true},
+      {"device_uuids", [](TenantSpec* s) { s->device_uuids.assign(17, "GPU-1"); }, true},
+      {"device_uuids", [](TenantSpec* s) { s->device_uuids = {""}; }, false},
+      {"device_uuids", [](TenantSpec* s) { s->device_uuids = {"GPU\n"}; }, true},
+      {"refusal_reason", [](TenantSpec* s) { s->refusal_reason = "Not allowed"; }, true},
+      {"refusal_reason", [](TenantSpec* s) { s->refusal_reason = "not-allowed"; }, false},
+      {"refusal_reason", [](TenantSpec* s) { s->refusal_reason = std::string(65, 'x'); }, true},
+      {"refusal_detail", [](TenantSpec* s) { s->refusal_detail = "alone"; }, true},
   };
   for (const Case& c : cases) {
     TenantSpec spec = c.realtime ? Realtime() : BestEffort();
