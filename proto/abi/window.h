@@ -45,6 +45,14 @@ struct Window {
   uint64_t from_ns;   // Open: since when, as far as the slot tells (0: unknown).
 };
 
+// How long ago a neighbour's `time_ns` was. A time ahead of `now_ns` was written after this side
+// had looked at the clock (it may have lost its core since): no time has passed. One that is ahead
+// by more than `limit_ns` cannot be true and counts as long past.
+inline uint64_t Since(uint64_t time_ns, uint64_t now_ns, uint64_t limit_ns) {
+  if (time_ns <= now_ns) return now_ns - time_ns;
+  return time_ns - now_ns <= limit_ns ? 0 : kNever;
+}
+
 // True if `release` may be extrapolated to `now_ns`.
 inline bool ReleaseUsable(const ReleaseLine& release, uint64_t now_ns) {
   return (release.flags & kReleaseValid) != 0 && release.period_ns >= 1000 &&
@@ -77,12 +85,11 @@ inline WindowState JobStateAt(const RealtimeView& view, uint64_t now_ns) {
     busy = !view.words_reached || think_ns != 0;
   } else {
     busy =
-        !view.words_reached || (job.last_end_ns <= now_ns && now_ns - job.last_end_ns < think_ns);
+        !view.words_reached || Since(job.last_end_ns, now_ns, view.tenant.max_hold_ns) < think_ns;
   }
   if (!busy) return WindowState::kOpen;
-  // A beginning in the future counts as one that is long past: it cannot be true.
   const bool held_too_long =
-      job.first_op_ns > now_ns || now_ns - job.first_op_ns >= view.tenant.max_hold_ns;
+      Since(job.first_op_ns, now_ns, view.tenant.max_hold_ns) >= view.tenant.max_hold_ns;
   return held_too_long ? WindowState::kHoldIgnored : WindowState::kJob;
 }
 
@@ -106,7 +113,8 @@ inline Window WindowOf(const RealtimeView& view, uint64_t now_ns) {
   // A job answers the release it is nearest to: one that began less than half a period before it is
   // it already.
   const auto answers = [&](uint64_t first_op_ns) {
-    return first_op_ns <= now_ns && first_op_ns + release.period_ns / 2 >= due_ns;
+    return Since(first_op_ns, now_ns, view.tenant.max_hold_ns) != kNever &&
+           first_op_ns + release.period_ns / 2 >= due_ns;
   };
   const bool answered = answers(view.job.first_op_ns) || answers(view.siblings_first_op_ns);
   if (!answered && now_ns < due_ns + release.late_ns && window.state != WindowState::kHoldIgnored) {

@@ -1,6 +1,7 @@
 #include "shim/core/gate.h"
 
 #include "shim/core/attach.h"
+#include "shim/core/launch_clock.h"
 #include "shim/core/streams.h"
 #include "shim/core/sys.h"
 
@@ -144,8 +145,7 @@ void AddBestEffort(const abi::SlotRegion& slot, uint64_t now_ns, GateView* view)
 }
 
 // When the latest job began in the live sessions of `tenant` other than `session`.
-uint64_t SiblingsFirstOp(const DeviceView& view, uint32_t tenant, uint32_t session, uint32_t high,
-                         uint64_t now_ns) {
+uint64_t SiblingsFirstOp(const DeviceView& view, uint32_t tenant, uint32_t session, uint32_t high) {
   uint64_t latest_ns = 0;
   for (uint32_t i = 0; i < high; ++i) {
     const abi::SessionEntry& entry = view.page->sessions[i];
@@ -155,7 +155,7 @@ uint64_t SiblingsFirstOp(const DeviceView& view, uint32_t tenant, uint32_t sessi
     const abi::SlotRegion* slot = PeerSlot(view.peers[i], generation);
     if (slot == nullptr) continue;
     const uint64_t first_op_ns = abi::LoadRelaxed(slot->job.first_op_ns);
-    if (first_op_ns > latest_ns && first_op_ns <= now_ns) latest_ns = first_op_ns;
+    if (first_op_ns > latest_ns) latest_ns = first_op_ns;
   }
   return latest_ns;
 }
@@ -176,8 +176,7 @@ void AddView(const DeviceView& view, uint64_t now_ns, GateView* result) {
     const uint32_t tenant_class = abi::LoadRelaxed(entry.tenant_class);
     if (tenant_class == static_cast<uint32_t>(abi::TenantClass::kRealtime)) {
       if ((abi::LoadRelaxed(entry.flags) & abi::kSessionMayHold) != 0) {
-        const uint64_t siblings_first_op_ns =
-            several ? SiblingsFirstOp(view, tenant, i, high, now_ns) : 0;
+        const uint64_t siblings_first_op_ns = several ? SiblingsFirstOp(view, tenant, i, high) : 0;
         AddRealtime(page, tenant, slot, siblings_first_op_ns, now_ns, result);
       }
     } else if (slot != nullptr) {
@@ -240,6 +239,11 @@ void Publish(DeviceSession* session, uint64_t own_ns, const GateRequest& request
 
 namespace {
 
+// Two readings of the launch clock may stand the wrong way round by some nanoseconds.
+uint64_t Elapsed(uint64_t from_ns, uint64_t to_ns) {
+  return to_ns > from_ns ? to_ns - from_ns : 0;
+}
+
 struct Look {
   uint64_t now_ns;
   const DeviceView* view;
@@ -249,7 +253,7 @@ struct Look {
 
 Look LookAround(DeviceSession* session) {
   Look look;
-  look.now_ns = NowNs();
+  look.now_ns = LaunchNowNs();
   look.view = abi::LoadAcquire(session->view);
   const abi::DeviceState& state = look.view->page->state;
   if (abi::LoadRelaxed(state.generation) != abi::LoadRelaxed(look.view->generation)) {
@@ -271,7 +275,7 @@ void Pause(uint64_t now_ns, uint64_t wake_ns, uint64_t spin_ns, uint64_t sleep_f
   }
   if (*spun_ns < kSpinBudget * spin_ns) {
     for (int i = 0; i < 32; ++i) CpuRelax();
-    *spun_ns += NowNs() - now_ns;
+    *spun_ns += Elapsed(now_ns, LaunchNowNs());
     return;
   }
   // The prediction was wrong by more than it is worth to burn a core for.
@@ -301,7 +305,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
   for (;;) {
     GateView view = ReadNeighbours(*session, look.now_ns);
     const uint64_t own_ns = OwnInflightNs(driver, session, look.now_ns);
-    const uint64_t waited_ns = look.now_ns - begin_ns;
+    const uint64_t waited_ns = Elapsed(begin_ns, look.now_ns);
     GateAnswer answer = Decide(view, request, own_ns, look.now_ns);
     if (answer != GateAnswer::kGo && waited_ns >= expire_ns) {
       // An op that no window will ever fit goes right after a job, alone; and if no job ends, at
@@ -327,7 +331,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
       // where that could matter.
       const uint64_t end_ns = look.now_ns + own_ns + view.others_ns + request.longest_ns;
       if (!retract && view.until_ns != abi::kNever && view.until_ns - end_ns < kPreemptionNs) {
-        retract = NowNs() - look.now_ns > view.until_ns - end_ns;
+        retract = Elapsed(look.now_ns, LaunchNowNs()) > view.until_ns - end_ns;
       }
       if (!retract) {
         const uint64_t room_ns = view.until_ns > end_ns ? view.until_ns - end_ns : 0;
@@ -369,7 +373,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
   }
   if (!waiting) return unmarked_ns;
   __atomic_fetch_sub(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
-  Count(session, abi::Counter::kGateWaitNs, NowNs() - begin_ns);
+  Count(session, abi::Counter::kGateWaitNs, Elapsed(begin_ns, NowNs()));
   return unmarked_ns;
 }
 

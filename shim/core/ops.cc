@@ -6,6 +6,8 @@
 // session, stream and line without a look-up. The program may call from any thread; the caches are
 // thread-local and are void once a stream was destroyed anywhere (StreamTable::epoch).
 
+#include <string.h>
+
 #include "shim/core/attach.h"
 #include "shim/core/core.h"
 #include "shim/core/gate.h"
@@ -32,15 +34,25 @@ struct StreamCache {
   bool per_thread;
 };
 
-struct FunctionCache {
+// What a kernel key is made of, but for the name.
+struct Shape {
+  uint32_t grid[3];
+  uint32_t block[3];
+  uint32_t shared_bytes;
+  uint32_t epoch;  // ProcessState::functions_epoch.
+};
+
+// A loop launches a function with the same shape again and again.
+struct KeyCache {
   Handle function;
   uint64_t name_hash;
-  uint32_t epoch;
+  uint64_t key;  // Of `shape`.
+  Shape shape;
 };
-constexpr unsigned kFunctionCache = 64;  // Direct-mapped.
+constexpr unsigned kKeyCache = 64;  // Direct-mapped.
 
 thread_local StreamCache t_stream;
-thread_local FunctionCache t_functions[kFunctionCache];
+thread_local KeyCache t_keys[kKeyCache];
 
 bool IsDefaultStream(const Driver& driver, Handle stream) {
   return stream == 0 || stream == driver.legacy_stream || stream == driver.per_thread_stream;
@@ -93,33 +105,43 @@ Place FindPlace(const Driver& driver, Handle stream, bool per_thread) {
 }
 
 uint64_t NameHash(const Driver& driver, DeviceSession* session, Handle function) {
-  FunctionCache& cache = t_functions[(function >> 4) % kFunctionCache];
-  const uint32_t epoch = abi::LoadAcquire(g_state.functions_epoch);
-  if (cache.function == function && cache.epoch == epoch) return cache.name_hash;
   uint64_t hash = 0;
-  if (!g_state.functions.Find(function, &hash)) {
-    const char* name = nullptr;
-    // Loading may take a while and synchronise the context. It happens here, outside the gate, so
-    // that a closed gate never holds a lock of the driver; the duration is unknown anyway.
-    if (driver.load_function != nullptr) driver.load_function(function);
-    if (driver.function_name != nullptr && driver.function_name(function, &name) == 0 &&
-        name != nullptr) {
-      hash = abi::HashName(name);
-      AnnounceName(session, hash, name);
-    } else {
-      hash = abi::Mix(function, 0);
-    }
-    g_state.functions.Insert(function, hash);
+  if (g_state.functions.Find(function, &hash)) return hash;
+  const char* name = nullptr;
+  // Loading may take a while and synchronise the context. It happens here, outside the gate, so
+  // that a closed gate never holds a lock of the driver; the duration is unknown anyway.
+  if (driver.load_function != nullptr) driver.load_function(function);
+  if (driver.function_name != nullptr && driver.function_name(function, &name) == 0 &&
+      name != nullptr) {
+    hash = abi::HashName(name);
+    AnnounceName(session, hash, name);
+  } else {
+    hash = abi::Mix(function, 0);
   }
-  cache = {function, hash, epoch};
+  g_state.functions.Insert(function, hash);
   return hash;
+}
+
+uint64_t KernelKeyOf(const Driver& driver, DeviceSession* session, const Op& op) {
+  KeyCache& cache = t_keys[(op.function >> 4) % kKeyCache];
+  const Shape shape = {{op.grid[0], op.grid[1], op.grid[2]},
+                       {op.block[0], op.block[1], op.block[2]},
+                       op.shared_bytes,
+                       abi::LoadAcquire(g_state.functions_epoch)};
+  const bool known = cache.function == op.function && cache.shape.epoch == shape.epoch;
+  if (known && memcmp(&cache.shape, &shape, sizeof(shape)) == 0) return cache.key;
+  const uint64_t name_hash = known ? cache.name_hash : NameHash(driver, session, op.function);
+  const uint64_t key =
+      abi::KernelKey(name_hash, shape.grid[0], shape.grid[1], shape.grid[2], shape.block[0],
+                     shape.block[1], shape.block[2], shape.shared_bytes);
+  cache = {op.function, name_hash, key, shape};
+  return key;
 }
 
 uint64_t BaseKey(const Driver& driver, DeviceSession* session, const Op& op) {
   switch (op.kind) {
     case abi::OpKind::kKernel:
-      return abi::KernelKey(NameHash(driver, session, op.function), op.grid[0], op.grid[1],
-                            op.grid[2], op.block[0], op.block[1], op.block[2], op.shared_bytes);
+      return KernelKeyOf(driver, session, op);
     case abi::OpKind::kGraph: {
       uint64_t hash = 0;
       if (!g_state.graphs.Find(op.function, &hash)) hash = op.function;

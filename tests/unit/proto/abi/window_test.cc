@@ -132,6 +132,22 @@ TEST(WindowTest, TimesThatCannotBeTrueHoldNobody) {
   EXPECT_NE(WindowOf(view, kPhase + 2 * kMs).state, WindowState::kJob) << "it never holds";
 }
 
+TEST(WindowTest, AJobThatBeganAfterTheReaderLookedAtItsClockHolds) {
+  // The reader lost its core between its clock and the slot.
+  RealtimeView view = View();
+  const uint64_t now_ns = kPhase + 2 * kMs;
+  view.job.state = static_cast<uint32_t>(JobState::kOpen);
+  view.job.first_op_ns = now_ns + 3 * kMs;
+  EXPECT_EQ(WindowOf(view, now_ns).state, WindowState::kJob);
+  view.job.first_op_ns = now_ns + view.tenant.max_hold_ns + 1;
+  EXPECT_EQ(WindowOf(view, now_ns).state, WindowState::kHoldIgnored);
+  // The same of one that ended.
+  view = View();
+  view.tenant.think_ns = kMs;
+  view.job.last_end_ns = now_ns + 3 * kMs;
+  EXPECT_EQ(WindowOf(view, now_ns).state, WindowState::kJob);
+}
+
 TEST(WindowTest, ModelsThatCannotBeTrueAreNotUsed) {
   const auto usable = [](auto spoil) {
     ReleaseLine line = View().release;
