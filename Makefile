@@ -4,10 +4,10 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap build test demo bench gpu format lint asan tsan fuzz release install clean
+.PHONY: help bootstrap build test e2e demo bench gpu format lint asan tsan fuzz release install clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | \
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | \
 	  expand -t 20
 
 bootstrap: ## install what building and testing needs (a second run only looks)
@@ -19,6 +19,10 @@ build: bootstrap ## build everything for development, in build/dev
 
 test: bootstrap ## everything that needs no GPU: all tests, sanitizers, fuzzers for a few seconds
 	@JOBS=$(JOBS) tools/test
+
+e2e: ## Rubato on a real one-node Kubernetes cluster, here and as root (tests/e2e/README.md)
+	@tools/bootstrap --e2e
+	tests/e2e/run
 
 release: bootstrap ## build what is installed and measured, in build/release
 	cmake --preset release

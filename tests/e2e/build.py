@@ -30,8 +30,8 @@ def programs(say):
     os.makedirs(node.BIN, exist_ok=True)
     wanted = [(name, f"k8s.io/kubernetes/cmd/{name}", _version_flags()) for name in KUBERNETES]
     wanted.append(("etcd", "go.etcd.io/etcd/server/v3", "-s -w"))
-    go = node.run("go", "version", cwd=MODULE)
-    sources = go + "".join(node.read(os.path.join(MODULE, name)) for name in ("go.mod", "go.sum"))
+    go = node.run(os.path.join(node.ROOT, "tools", "get_go")).strip()
+    sources = node.run(go, "version", cwd=MODULE) + "".join(node.read(os.path.join(MODULE, name)) for name in ("go.mod", "go.sum"))
     # The sums are part of the tree, so no service that keeps sums is asked; a static program needs
     # no C compiler of another machine.
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath"}
@@ -44,7 +44,7 @@ def programs(say):
         say(f"building {name} (the first time takes minutes)")
         begun = time.monotonic()
         result = subprocess.run(
-            ["nice", "go", "build", "-buildvcs=false", "-p", str(os.cpu_count() or 1), "-ldflags",
+            ["nice", go, "build", "-buildvcs=false", "-p", str(os.cpu_count() or 1), "-ldflags",
              flags, "-o", path, package],
             cwd=MODULE, env=environment, text=True, capture_output=True, check=False)
         if result.returncode != 0:
