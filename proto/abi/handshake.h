@@ -80,13 +80,17 @@ struct HelloMessage {
   uint64_t clock_ns;  // CLOCK_MONOTONIC of the shim: slots and models compare times across
                       // processes, so a process in another time namespace cannot take part.
   uint32_t vendor;    // 1 CUDA, 2 HIP.
-  uint32_t flags;     // kHelloReattach.
+  uint32_t flags;     // kHello*.
   uint32_t pid;       // In the shim's PID namespace; for people only.
   uint32_t shim_build;
   char program[64];  // Base name of /proc/self/exe, truncated, NUL-terminated; for people only.
 };
 static_assert(sizeof(HelloMessage) == 104);
 inline constexpr uint32_t kHelloReattach = 1u << 0;
+// With kHelloReattach: the class that the process has lived with since it started, which no
+// restart of the scheduler changes. A claim: it can give up real-time, not obtain it.
+inline constexpr uint32_t kHelloRealtime = 1u << 1;
+inline constexpr uint32_t kHelloBestEffort = 1u << 2;
 
 struct WelcomeMessage {
   MessageHeader header;

@@ -258,7 +258,10 @@ bool SendHello(Connection* c, uint64_t deadline_ns) {
   abi::HelloMessage hello = {};
   hello.header = abi::MakeHeader(abi::MessageType::kHello, sizeof(hello));
   hello.vendor = c->vendor;
-  hello.flags = c->reattaching ? abi::kHelloReattach : 0;
+  if (c->reattaching) {
+    hello.flags =
+        abi::kHelloReattach | (IsRealtime() ? abi::kHelloRealtime : abi::kHelloBestEffort);
+  }
   hello.pid = CurrentPid();
   hello.shim_build = ShimBuild();
   char path[256];

@@ -300,6 +300,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
   uint64_t expire_ns = request.expected_ns * constants.expire_factor;
   if (expire_ns < constants.expire_floor_ns) expire_ns = constants.expire_floor_ns;
   bool waiting = false;
+  bool marked = false;
   uint64_t spun_ns = 0;
   uint64_t unmarked_ns = 0;
   for (;;) {
@@ -350,13 +351,16 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
       waiting = true;
       __atomic_fetch_add(&session->slot->work.waiting, 1u, __ATOMIC_RELAXED);
       Count(session, abi::Counter::kGateWaits);
-      // Ops that no marker covers yet would look like work in flight for as long as this thread
-      // waits, and so might keep it waiting.
-      if (own_ns != 0 && abi::LoadRelaxed(g_state.active_captures) == 0) {
-        Handle context = 0;
-        driver.current_context(&context);
-        EnqueueMarkers(driver, session, context);
-      }
+    }
+    // Ops that no marker covers yet would look like work in flight for as long as this thread
+    // waits, and so might keep it waiting. Not while a job runs or is due: a marker is work of this
+    // context, and would take the GPU from the real-time one for two switches.
+    if (!marked && answer != GateAnswer::kWaitClosed && own_ns != 0 &&
+        abi::LoadRelaxed(g_state.active_captures) == 0) {
+      marked = true;
+      Handle context = 0;
+      driver.current_context(&context);
+      EnqueueMarkers(driver, session, context);
     }
     uint64_t wake_ns = begin_ns + 2 * expire_ns;
     if (answer == GateAnswer::kWaitClosed && view.retry_ns < wake_ns) wake_ns = view.retry_ns;

@@ -405,6 +405,21 @@ TEST_F(GateTest, AThreadThatWaitsMarksItsOwnWorkFirst) {
   EXPECT_EQ(world.Counted(Counter::kGateWaits), 1u);
 }
 
+TEST_F(GateTest, AThreadThatWaitsForAJobAddsNoWorkOfItsOwnContext) {
+  abi::SlotRegion* peer = world.AddPeer(1, TenantClass::kRealtime);
+  world.page->constants.marker_ops = 1000;
+  world.page->constants.marker_work_ns = abi::kNever;
+  world.SetTenant(1, [](abi::TenantLine* line) { line->bound_ns = abi::kNever; });
+  Launch(KernelOp(kStream));
+  OpenJob(peer, NowNs());
+  std::thread program([] { Launch(KernelOp(kStream)); });
+  while (abi::LoadAcquire(world.session.slot->work.waiting) == 0) std::this_thread::yield();
+  abi::StoreRelease(peer->job.state, static_cast<uint32_t>(JobState::kIdle));
+  program.join();
+  EXPECT_EQ(world.Counted(Counter::kGateWaits), 1u);
+  EXPECT_EQ(FakeGpu::Get().PendingCount(), 0u);
+}
+
 TEST_F(GateTest, OverdueWorkIsNotForgotten) {
   world.AddPeer(1, TenantClass::kRealtime);
   Launch(KernelOp(kStream));
