@@ -65,7 +65,7 @@ class EventRecorder {
   EventRecorder& operator=(const EventRecorder&) = delete;
 
   void Record(PodEvent event);
-  // Nothing waits and nothing is under way: a daemon that ends may go.
+  // Nothing waits to be sent and nothing is under way: a daemon that ends may go.
   bool idle() const { return queue_.empty() && request_ == 0; }
   const Counts& counts() const { return counts_; }
 
@@ -73,22 +73,25 @@ class EventRecorder {
   using Key = std::tuple<std::string, std::string, PodEvent::Type, std::string, std::string>;
   struct Known {
     PodEvent event;
-    std::string name;  // Of the object; empty until the server has it.
-    uint64_t count = 1;
+    std::string name;         // Of the object; empty until one was sent.
+    bool exists = false;      // The server has accepted it.
+    uint64_t count = 0;       // What happened.
     uint64_t sent_count = 0;  // What the server knows of it.
     base::Nanos first_unix_ns = 0;
     base::Nanos last_unix_ns = 0;
-    base::Nanos last_ns = 0;  // Newest repetition, or when it was sent.
+    base::Nanos last_ns = 0;  // The newest repetition.
     base::Nanos sent_ns = 0;
     bool queued = false;
+    bool sending = false;
   };
 
   void Pump();
-  void Send(const Key& key, Known& known);
-  void Done(const Key& key, bool patch, uint64_t count, const std::string& name, ApiAnswer answer);
-  void Forget();
-  bool MakeRoom();
-  std::string EventJson(const Known& known, const std::string& name) const;
+  void Send(const Key& key);
+  void Done(const Key& key, bool patch, uint64_t count, const ApiAnswer& answer);
+  void Enqueue(const Key& key, Known* known);
+  void QueueRepeats();
+  void MakeRoom();
+  std::string NewName(const PodEvent& event);
 
   ApiTransport* client_;
   Timers* timers_;
@@ -98,10 +101,10 @@ class EventRecorder {
   std::map<std::string, TokenBucket> per_pod_;  // By uid.
   std::map<Key, Known> known_;
   std::deque<Key> queue_;
+  base::Nanos named_unix_ns_ = 0;  // In the newest object's name.
   ApiTransport::RequestId request_ = 0;
-  Timers::TimerId timer_ = 0;
-  Timers::TimerId repeat_timer_ = 0;
-  uint64_t serial_ = 0;
+  Timers::TimerId pump_timer_ = 0;    // Until the next token.
+  Timers::TimerId repeat_timer_ = 0;  // Until repetitions may be told.
 };
 
 }  // namespace rubato::kube

@@ -65,8 +65,8 @@ class PodWatch {
 
   // A whole list has been read since Start(). Pods that were missing from it are gone for sure.
   bool synced() const { return synced_; }
-  // When the server was last heard of (an object, a bookmark, or a watch that it accepted); 0:
-  // never. What pods() says is at least this new.
+  // When the server was last heard of (an object, a bookmark, a whole list or the end of a watch);
+  // 0: never. What pods() says is at least this new.
   base::Nanos heard_ns() const { return heard_ns_; }
   // Why the last attempt failed, one line; empty once the server is heard again.
   const std::string& trouble() const { return trouble_; }
@@ -83,17 +83,19 @@ class PodWatch {
   enum class State : uint8_t { kStopped, kWaiting, kListing, kWatching };
 
   void List();
-  void ListDone(ApiAnswer answer);
+  bool ListObject(std::string_view json);
+  void ListDone(const ApiAnswer& answer);
   void Watch();
   bool WatchObject(std::string_view json);
-  void WatchDone(ApiAnswer answer);
-  void Wait(base::Nanos wait_ns, void (PodWatch::*next)());
-  void Failed(const ApiAnswer& answer, const char* what);
+  void WatchDone(const ApiAnswer& answer);
+  // List() or Watch(), as the resource version says, after `wait_ns`.
+  void Again(base::Nanos wait_ns);
   void Expired();
+  void Fail(const char* what, const ApiAnswer& answer);
   void Heard();
-  void Put(Pod pod, bool listed);
-  void Remove(std::string_view name_space, std::string_view name, std::string_view uid);
-  void Sweep();
+  void Put(Pod pod);
+  void Remove(const std::pair<std::string, std::string>& key);
+  void Replace();
 
   ApiTransport* transport_;
   Timers* timers_;
@@ -108,21 +110,25 @@ class PodWatch {
   base::Nanos heard_ns_ = 0;
   std::string trouble_;
   Counts counts_;
-
   Pods pods_;
 
   ApiTransport::RequestId request_ = 0;
   Timers::TimerId timer_ = 0;
   ObjectSplitter splitter_;
   std::string resource_version_;  // To watch from; empty: list first.
-  std::string continue_;          // Next page of the list under way.
-  Pods listed_;                   // Of the list under way.
+
+  // The list under way.
+  std::string continue_;  // Its next page.
+  Pods listed_;
   uint64_t listed_others_ = 0;
-  bool whole_list_ = false;  // Without pages: their token has expired twice.
-  uint32_t page_expiries_ = 0;
-  bool gone_ = false;         // The watch under way has said 410.
-  uint32_t bad_streams_ = 0;  // Watches in a row that brought nothing but garbage.
+  bool listed_all_ = true;      // No object was passed over.
+  uint32_t page_expiries_ = 0;  // Lists in a row that expired between two pages.
+
+  // The watch under way.
   base::Nanos watch_started_ns_ = 0;
+  bool watch_spoke_ = false;  // It has brought something good.
+  bool gone_ = false;         // It has said 410.
+  uint32_t bad_watches_ = 0;  // Refused or garbled ones in a row.
 };
 
 }  // namespace rubato::kube

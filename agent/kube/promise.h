@@ -32,7 +32,7 @@ struct Promise {
   base::Nanos period_ns = 0;
   base::Nanos deadline_ns = 0;
   PromisedPriority priority = PromisedPriority::kNormal;
-  std::optional<uint32_t> overhead_budget_permille;  // 0 is a budget of nothing.
+  std::optional<uint32_t> overhead_budget_permille;  // Never 0.
   std::optional<uint64_t> memory_bytes;              // Of any class; never 0.
 
   bool operator==(const Promise&) const = default;

@@ -28,9 +28,10 @@ class TokenBucket {
     Fill(now_ns);
     return tokens_ > 0 ? now_ns : filled_ns_ + rate_.interval_ns;
   }
-  bool full(base::Nanos now_ns) {
-    Fill(now_ns);
-    return tokens_ == rate_.burst;
+  bool full(base::Nanos now_ns) const {
+    TokenBucket later = *this;
+    later.Fill(now_ns);
+    return later.tokens_ == rate_.burst;
   }
 
  private:
