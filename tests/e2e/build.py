@@ -51,3 +51,19 @@ def programs(say):
             raise RuntimeError(f"go build {package}:\n{result.stderr}")
         node.write(path + ".stamp", stamp)
         say(f"built {name} in {time.monotonic() - begun:.0f} s")
+
+
+def tenant(say):
+    """The program that the tenants run, of the integration tests; returns its path. The release
+    build, which the image is made of, has no tests."""
+    folder = os.path.join(node.E2E, "tenant")
+    if not os.path.exists(os.path.join(folder, "build.ninja")):
+        node.run("cmake", "-S", node.ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+                 "-DRUBATO_TESTS=ON")
+    node.run("nice", "ninja", "-C", folder, "rubato-test-tenant")
+    say("built the tenants' program")
+    return os.path.join(folder, "bin", "tests", "rubato-test-tenant")
+
+
+def helm():
+    node.run(os.path.join(node.ROOT, "tools", "get_helm"))

@@ -235,7 +235,8 @@ state = "/run/containerd"
             "authentication": {"x509": {"clientCAFile": f"{PKI}/ca.crt"},
                                "webhook": {"enabled": True}, "anonymous": {"enabled": False}},
             "authorization": {"mode": "Webhook"},
-            "resolvConf": config("resolv.conf"), "readOnlyPort": 0,
+            # Nobody answers there: no part of Rubato looks names up.
+            "clusterDNS": ["10.96.0.10"], "resolvConf": config("resolv.conf"), "readOnlyPort": 0,
             "volumePluginDir": "/var/lib/kubelet/volumeplugins",
             "nodeStatusUpdateFrequency": "5s", "imageGCHighThresholdPercent": 100,
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%",

@@ -16,6 +16,8 @@ LAYOUTS = os.path.join(node.E2E, "images")
 
 PAUSE = "localhost/pause:e2e"
 BUSYBOX = "localhost/busybox:e2e"
+RUBATO = "localhost/rubato:e2e"
+TENANT = "localhost/tenant:e2e"
 APPLETS = ("sh", "sleep", "cat", "ls", "wget", "echo", "true", "false", "id", "env", "mount", "nc")
 
 
@@ -58,10 +60,7 @@ def pack_pause():
 
 def pack_busybox():
     root = folder("busybox")
-    os.makedirs(os.path.join(root, "bin"))
-    shutil.copy("/bin/busybox", os.path.join(root, "bin", "busybox"))
-    for applet in APPLETS:
-        os.symlink("busybox", os.path.join(root, "bin", applet))
+    _busybox_into(root)
     for name in ("tmp", "etc", "proc", "sys", "dev"):
         os.makedirs(os.path.join(root, name))
     node.write(os.path.join(root, "etc", "passwd"), "root:x:0:0:root:/:/bin/sh\n")
@@ -80,9 +79,50 @@ def load(image):
         raise RuntimeError(f"ctr images import {image}: {result.stderr}")
 
 
-def prepare(options, say):
+def _busybox_into(root):
+    os.makedirs(os.path.join(root, "bin"), exist_ok=True)
+    shutil.copy("/bin/busybox", os.path.join(root, "bin", "busybox"))
+    for applet in APPLETS:
+        os.symlink("busybox", os.path.join(root, "bin", applet))
+
+
+def _libraries(program):
+    """The shared libraries that a program needs, and its loader, by their absolute paths."""
+    for line in node.run("ldd", program).splitlines():
+        words = line.split()
+        for word in words:
+            if word.startswith("/"):
+                yield word
+                break
+
+
+def pack_tenant(program):
+    """An image as users have them: a C library, a shell and a program; nothing of Rubato's."""
+    root = folder("tenant")
+    _busybox_into(root)
+    for path in (program, "/lib/x86_64-linux-gnu/libgcc_s.so.1"):
+        for library in [path, *_libraries(path)]:
+            target = root + ("/bin/" + os.path.basename(program) if library == program else library)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            shutil.copy(os.path.realpath(library), target)
+    for name in ("tmp", "etc", "proc", "sys", "dev", "run"):
+        os.makedirs(os.path.join(root, name))
+    node.run("ldconfig", "-r", root)
+    pack(TENANT, root, environment=["PATH=/bin"])
+
+
+def pack_rubato(build_dir):
+    """The image of Rubato itself: the folder that its Dockerfile's last stage is."""
+    root = os.path.join(FOLDERS, "rubato")
+    node.run(os.path.join(node.ROOT, "deploy", "docker", "rootfs"), build_dir, root)
+    pack(RUBATO, root)
+
+
+def prepare(options, tenant_program, say):
     """On the host: every image that the node will import."""
     pack_pause()
     pack_busybox()
-    del options
+    if not options.cluster_only:
+        pack_tenant(tenant_program)
+        pack_rubato(options.build_dir)
     say("images packed")
