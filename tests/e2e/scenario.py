@@ -5,6 +5,7 @@ Each step asserts and is timed. A failed step ends the scenario: what follows wo
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -73,9 +74,14 @@ class Scenario:
     def start_cluster(self):
         self.cluster.start([images.PAUSE, images.BUSYBOX], lambda text: say("   " + text))
         version = json.loads(self.cluster.kubectl("version", "--output=json"))
-        return {"kubernetes": version["serverVersion"]["gitVersion"],
-                "runtime": self.cluster.object("node", node.NODE_NAME)
-                           ["status"]["nodeInfo"]["containerRuntimeVersion"]}
+        runtime = self.cluster.object("node", node.NODE_NAME)["status"]["nodeInfo"][
+            "containerRuntimeVersion"]
+        facts = {"kubernetes": version["serverVersion"]["gitVersion"], "runtime": runtime}
+        numbers = [int(word) for word in re.findall(r"\d+", runtime)[:3]]
+        if numbers < [1, 7, 2]:
+            facts["not tested"] = ("CDI: it needs containerd 1.7.2 or later, and the software GPU "
+                                   "needs no device injection")
+        return facts
 
     def trivial_pod(self):
         """A pod of our own image runs, its output is read, it reaches the API server, it ends."""
