@@ -8,7 +8,7 @@
 namespace rubato::base {
 
 inline constexpr const char kControlSocketName[] = "control.sock";
-inline constexpr const char kAttachDirectoryName[] = "attach";  // <token>.sock per tenant.
+inline constexpr const char kAttachDirectoryName[] = "attach";  // <token>/attach.sock per tenant.
 inline constexpr const char kLockName[] = "scheduler.lock";     // flock of the running scheduler.
 inline constexpr const char kMpsDirectoryName[] = "mps";  // Pipe directory, where one is made.
 

@@ -210,6 +210,8 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
       ->type_name("SIZE");
   run_app->add_option("--name", run.name, "name in tables and metrics (default: the program's)");
   AddCount(run_app, "--weight", &run.weight, 1000, "share among best-effort tenants (default 1)");
+  run_app->add_flag("--require-class", run.require_class,
+                    "fail if real-time is not granted, instead of running as best-effort");
   AddMode(run_app, &run.start.mode, &run.start.mode_given,
           "mode of the scheduler, if none runs yet and it is started here");
   AddStart(run_app, &run.start);
@@ -280,6 +282,8 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
                           " is for real-time programs; leave it out, or add --class realtime");
       }
     }
+    if (run.require_class)
+      return RunRefusal("--require-class is for real-time programs; leave it out");
   } else if (run.weight != 0) {
     return RunRefusal("--weight is for best-effort programs; leave it out");
   }

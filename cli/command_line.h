@@ -41,6 +41,7 @@ struct RunCommand {
   uint64_t deadline_ns = 0;
   uint64_t limit_bytes = 0;
   uint32_t weight = 0;
+  bool require_class = false;
   bool gpu_check = true;
   StartOptions start;
   std::vector<std::string> argv;

@@ -34,6 +34,7 @@ base::Error FromStatus(const grpc::Status& status) {
     case grpc::StatusCode::RESOURCE_EXHAUSTED:
       code = base::ErrorCode::kFull;
       break;
+    case grpc::StatusCode::FAILED_PRECONDITION:
     case grpc::StatusCode::PERMISSION_DENIED:
     case grpc::StatusCode::UNAUTHENTICATED:
       code = base::ErrorCode::kNotAllowed;
@@ -55,9 +56,10 @@ base::Error FromStatus(const grpc::Status& status) {
 class GrpcTenantHold final : public TenantHold {
  public:
   GrpcTenantHold(std::shared_ptr<control::Control::Stub> stub, control::TenantSpec spec,
-                 base::Nanos time_limit)
+                 bool require_class, base::Nanos time_limit)
       : stub_(std::move(stub)), time_limit_(time_limit) {
     *request_.mutable_spec() = std::move(spec);
+    request_.set_require_class(require_class);
     thread_ = std::thread([this] { Keep(); });
   }
 
@@ -90,6 +92,7 @@ class GrpcTenantHold final : public TenantHold {
   }
 
   const std::string& attach_socket_path() const override { return attach_socket_path_; }
+  const control::AdmissionDecision& admission() const override { return admission_; }
 
  private:
   void Unregister(uint64_t tenant_id) {
@@ -142,7 +145,10 @@ class GrpcTenantHold final : public TenantHold {
       tenant_id_ = event.registered().tenant_id();
       if (attach_socket_path_.empty()) {
         attach_socket_path_ = event.registered().attach_socket_path();
+        admission_ = event.registered().admission();
         request_.set_attach_token(event.registered().attach_token());
+        // The program runs by then: a later scheduler takes it as it can.
+        request_.set_require_class(false);
       }
       changed_.notify_all();
       if (ending_) context->TryCancel();
@@ -160,6 +166,7 @@ class GrpcTenantHold final : public TenantHold {
   uint64_t tenant_id_ = 0;  // 0: not registered now.
   // Written once, before WaitRegistered() returns.
   std::string attach_socket_path_;
+  control::AdmissionDecision admission_;
   std::optional<base::Error> failure_;
   bool ending_ = false;
 
@@ -193,8 +200,9 @@ class GrpcControlClient final : public ControlClient {
                                            control::ShutdownRequest());
   }
 
-  base::Result<std::unique_ptr<TenantHold>> HoldTenant(const control::TenantSpec& spec) override {
-    auto hold = std::make_unique<GrpcTenantHold>(stub_, spec, time_limit_);
+  base::Result<std::unique_ptr<TenantHold>> HoldTenant(const control::TenantSpec& spec,
+                                                       bool require_class) override {
+    auto hold = std::make_unique<GrpcTenantHold>(stub_, spec, require_class, time_limit_);
     const base::Result<void> registered = hold->WaitRegistered();
     if (!registered.ok()) return registered.error();
     return std::unique_ptr<TenantHold>(std::move(hold));

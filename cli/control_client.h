@@ -27,6 +27,8 @@ class TenantHold {
  public:
   virtual ~TenantHold() = default;
   virtual const std::string& attach_socket_path() const = 0;
+  // What the scheduler decided at the first registration.
+  virtual const control::AdmissionDecision& admission() const = 0;
 };
 
 class ControlClient {
@@ -39,8 +41,10 @@ class ControlClient {
   virtual base::Result<control::GetVersionResponse> GetVersion() = 0;
   virtual base::Result<control::GetStatusResponse> GetStatus() = 0;
   virtual base::Result<control::ShutdownResponse> Shutdown() = 0;
-  // Waits until the tenant is registered and its attach socket listens.
-  virtual base::Result<std::unique_ptr<TenantHold>> HoldTenant(const control::TenantSpec& spec) = 0;
+  // Waits until the tenant is registered and its attach socket listens. With `require_class` it is
+  // an error if the class that the spec asks for is not granted.
+  virtual base::Result<std::unique_ptr<TenantHold>> HoldTenant(const control::TenantSpec& spec,
+                                                               bool require_class = false) = 0;
 };
 
 }  // namespace rubato::cli

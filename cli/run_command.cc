@@ -5,6 +5,7 @@
 #include <cstring>
 #include <string>
 
+#include "base/log.h"
 #include "cli/commands.h"
 #include "cli/driver_probe.h"
 #include "cli/environment.h"
@@ -84,8 +85,14 @@ int Run(const RunCommand& command) {
   if (const base::Result<void> same = CheckScheduler(*scheduler, command.start); !same.ok()) {
     return Fail(same.error().message);
   }
-  const base::Result<std::unique_ptr<TenantHold>> hold = client->HoldTenant(SpecOf(command));
+  const base::Result<std::unique_ptr<TenantHold>> hold =
+      client->HoldTenant(SpecOf(command), command.require_class);
   if (!hold.ok()) return Fail(hold.error().message);
+  const control::AdmissionDecision& admission = (*hold)->admission();
+  if (admission.granted() != admission.asked()) {
+    Complain("run", "the program runs as best-effort: " + base::Printable(admission.detail()) +
+                        "; see `rubato status` for who asks for what");
+  }
 
   const char* preload = getenv("LD_PRELOAD");
   std::vector<std::string> environment = CurrentEnvironment();

@@ -7,8 +7,8 @@
 namespace rubato::cli {
 namespace {
 
-// Room for what goes below the folder: "/attach/<32 digits>.sock".
-constexpr size_t kLongestSocketBelow = 48;
+// Room for what goes below the folder, with its end: "/attach/<32 digits>/attach.sock".
+constexpr size_t kLongestSocketBelow = 53;
 
 }  // namespace
 

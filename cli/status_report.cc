@@ -56,8 +56,21 @@ const char* ReleaseName(control::ReleaseModel::Kind kind) {
   }
 }
 
+// The class of processes that start now.
+control::TenantClass ClassOf(const control::TenantStatus& tenant) {
+  const control::TenantClass granted = tenant.admission().granted();
+  return granted != control::TENANT_CLASS_UNSPECIFIED ? granted : tenant.spec().tenant_class();
+}
+
+// The class of its processes on one device.
+control::TenantClass ClassOf(const control::TenantStatus& tenant,
+                             const control::TenantDeviceStatus& device) {
+  return device.tenant_class() != control::TENANT_CLASS_UNSPECIFIED ? device.tenant_class()
+                                                                    : ClassOf(tenant);
+}
+
 bool IsRealtime(const control::TenantStatus& tenant) {
-  return tenant.spec().tenant_class() == control::TENANT_CLASS_REALTIME;
+  return ClassOf(tenant) == control::TENANT_CLASS_REALTIME;
 }
 
 // Real-time tenants first, then by name: rows stay where the eye left them.
@@ -90,6 +103,13 @@ std::string ShortDuration(uint64_t ns) {
 
 std::string Bytes(uint64_t bytes) {
   return bytes == 0 ? "-" : FormatByteSize(bytes);
+}
+
+std::string PerCentOf(uint32_t permille) {
+  if (permille == 0) return "-";
+  std::string text = std::to_string(permille / 10);
+  if (permille % 10 != 0) text += "." + std::to_string(permille % 10);
+  return text + "%";
 }
 
 std::string Number(double value, int decimals) {
@@ -155,10 +175,32 @@ Json ReleaseJson(const control::ReleaseModel& release) {
               {"job_ns", release.job_ns()},          {"relocks_total", release.relocks_total()}};
 }
 
-Json TenantDeviceJson(const control::TenantDeviceStatus& device, bool realtime) {
+Json AdmissionJson(const control::AdmissionDecision& decision) {
+  return Json{{"asked", ClassName(decision.asked())},
+              {"granted", ClassName(decision.granted())},
+              {"reason", decision.reason()},
+              {"detail", decision.detail()},
+              {"device_uuid", decision.device_uuid()},
+              {"demand_permille", decision.demand_permille()},
+              {"capacity_permille", decision.capacity_permille()},
+              {"unknown_tenants", decision.unknown_tenants()},
+              {"blocking_ns", decision.blocking_ns()},
+              {"interference_ns", decision.interference_ns()},
+              {"job_ns", decision.job_ns()},
+              {"response_ns", decision.response_ns()},
+              {"deadline_ns", decision.deadline_ns()},
+              {"decided_ns", decision.decided_ns()}};
+}
+
+Json TenantDeviceJson(const control::TenantDeviceStatus& device,
+                      control::TenantClass tenant_class) {
+  const bool realtime = tenant_class == control::TENANT_CLASS_REALTIME;
   return Json{{"device", device.device()},
+              {"class", ClassName(tenant_class)},
+              {"sessions", device.sessions()},
               {"jobs_total", device.jobs_total()},
               {"deadline_misses_total", device.deadline_misses_total()},
+              {"tardiness_ns_total", device.tardiness_ns_total()},
               {"response_p50_ns", device.response_p50_ns()},
               {"response_p99_ns", device.response_p99_ns()},
               {"response_max_ns", device.response_max_ns()},
@@ -193,24 +235,31 @@ Json TenantJson(const control::TenantStatus& tenant) {
                {"pod", spec.pod()},
                {"container", spec.container()},
                {"pod_uid", spec.pod_uid()},
-               {"class", ClassName(spec.tenant_class())},
+               {"class", ClassName(ClassOf(tenant))},
+               {"asked_class", ClassName(spec.tenant_class())},
                {"period_ns", spec.period_ns()},
                {"deadline_ns", spec.deadline_ns()},
                {"limit_bytes", spec.limit_bytes()},
                {"weight", spec.weight()},
                {"priority", spec.priority()},
+               {"overhead_budget_permille", spec.overhead_budget_permille()},
+               {"share_permille", spec.share_permille()},
+               {"device_uuids", Json::array()},
                {"created_ns", tenant.created_ns()},
                {"attach_socket", tenant.attach_socket_path()},
-               {"sessions", tenant.sessions()}};
+               {"sessions", tenant.sessions()},
+               {"admission", AdmissionJson(tenant.admission())}};
+  for (const std::string& uuid : spec.device_uuids()) json["device_uuids"].push_back(uuid);
   Json devices = Json::array();
   for (const control::TenantDeviceStatus& device : tenant.devices()) {
-    devices.push_back(TenantDeviceJson(device, IsRealtime(tenant)));
+    devices.push_back(TenantDeviceJson(device, ClassOf(tenant, device)));
   }
   json["devices"] = std::move(devices);
   Json sessions = Json::array();
   for (const control::SessionStatus& session : tenant.session_list()) {
     sessions.push_back(Json{{"device", session.device()},
                             {"index", session.index()},
+                            {"class", ClassName(session.tenant_class())},
                             {"pid", session.pid()},
                             {"program", session.program()},
                             {"vendor", session.vendor()},
@@ -257,11 +306,13 @@ std::string Text(const Json& json) {
 
 // What a tenant did on one device, earlier.
 std::optional<control::TenantDeviceStatus> FindBefore(const control::GetStatusResponse& before,
-                                                      uint64_t tenant_id, uint32_t device) {
+                                                      uint64_t tenant_id,
+                                                      const control::TenantDeviceStatus& now) {
   for (const control::TenantStatus& tenant : before.tenants()) {
     if (tenant.tenant_id() != tenant_id) continue;
     for (const control::TenantDeviceStatus& entry : tenant.devices()) {
-      if (entry.device() == device) return entry;
+      if (entry.device() == now.device() && entry.tenant_class() == now.tenant_class())
+        return entry;
     }
   }
   return std::nullopt;
@@ -290,11 +341,15 @@ std::string StatusTable(const control::GetStatusResponse& status) {
                        {"MEMORY", true},
                        {"SESSIONS", true},
                        {"REALTIME", true},
+                       {"DEMAND", true},
+                       {"OF", true},
                        {"KERNELS KNOWN", true}});
     for (const control::DeviceStatus& device : status.devices()) {
       devices.AddRow({std::to_string(device.index()), device.name(), device.uuid(),
                       std::to_string(device.sm_count()), Bytes(device.total_bytes()),
                       std::to_string(device.sessions()), std::to_string(device.realtime_sessions()),
+                      PerCentOf(device.realtime_demand_permille()),
+                      PerCentOf(device.realtime_capacity_permille()),
                       std::to_string(device.profile_entries())});
     }
     text += "\n" + devices.Render();
@@ -318,11 +373,12 @@ std::string StatusTable(const control::GetStatusResponse& status) {
   for (const control::TenantStatus* listed : InOrder(status)) {
     const control::TenantStatus& tenant = *listed;
     const control::TenantSpec& spec = tenant.spec();
-    const bool realtime = IsRealtime(tenant);
-    const std::vector<std::string> who = {spec.name(), ClassName(spec.tenant_class()),
-                                          std::to_string(tenant.sessions())};
     const auto add = [&](const control::TenantDeviceStatus* device) {
-      std::vector<std::string> row = who;
+      const control::TenantClass tenant_class =
+          device != nullptr ? ClassOf(tenant, *device) : ClassOf(tenant);
+      const bool realtime = tenant_class == control::TENANT_CLASS_REALTIME;
+      std::vector<std::string> row = {spec.name(), ClassName(tenant_class),
+                                      std::to_string(tenant.sessions())};
       const auto cell = [&row, device](bool applies, const std::string& value) {
         row.push_back(device != nullptr && applies ? value : "-");
       };
@@ -345,7 +401,28 @@ std::string StatusTable(const control::GetStatusResponse& status) {
     if (tenant.devices_size() == 0) add(nullptr);
     for (const control::TenantDeviceStatus& device : tenant.devices()) add(&device);
   }
-  return text + "\n" + tenants.Render();
+  text += "\n" + tenants.Render();
+
+  // Who was granted what, and why: the longest words last.
+  TextTable admissions({{"TENANT"},
+                        {"ASKED"},
+                        {"GRANTED"},
+                        {"SLOTS", true},
+                        {"MEMORY LIMIT", true},
+                        {"REASON"},
+                        {"WHY"}});
+  for (const control::TenantStatus* tenant : InOrder(status)) {
+    const control::AdmissionDecision& decision = tenant->admission();
+    if (decision.granted() == control::TENANT_CLASS_UNSPECIFIED) continue;  // Says nothing of it.
+    const std::string& pod = tenant->spec().pod();
+    admissions.AddRow(
+        {pod.empty() ? tenant->spec().name()
+                     : tenant->spec().namespace_() + "/" + pod + "/" + tenant->spec().container(),
+         ClassName(decision.asked()), ClassName(decision.granted()),
+         PerCentOf(tenant->spec().share_permille()), Bytes(tenant->spec().limit_bytes()),
+         decision.reason(), decision.detail()});
+  }
+  return admissions.empty() ? text : text + "\n" + admissions.Render();
 }
 
 std::string StatusJson(const control::GetStatusResponse& status) {
@@ -356,14 +433,17 @@ std::string StatusJson(const control::GetStatusResponse& status) {
                      {"healthy", status.mps().healthy()},
                      {"detail", status.mps().detail()}};
   for (const control::DeviceStatus& device : status.devices()) {
-    json["devices"].push_back(Json{{"index", device.index()},
-                                   {"uuid", device.uuid()},
-                                   {"name", device.name()},
-                                   {"sm_count", device.sm_count()},
-                                   {"total_bytes", device.total_bytes()},
-                                   {"sessions", device.sessions()},
-                                   {"realtime_sessions", device.realtime_sessions()},
-                                   {"profile_entries", device.profile_entries()}});
+    json["devices"].push_back(
+        Json{{"index", device.index()},
+             {"uuid", device.uuid()},
+             {"name", device.name()},
+             {"sm_count", device.sm_count()},
+             {"total_bytes", device.total_bytes()},
+             {"sessions", device.sessions()},
+             {"realtime_sessions", device.realtime_sessions()},
+             {"realtime_demand_permille", device.realtime_demand_permille()},
+             {"realtime_capacity_permille", device.realtime_capacity_permille()},
+             {"profile_entries", device.profile_entries()}});
   }
   for (const control::TenantStatus& tenant : status.tenants()) {
     json["tenants"].push_back(TenantJson(tenant));
@@ -399,14 +479,15 @@ std::string TopTable(const control::GetStatusResponse& before,
   for (const control::TenantStatus* listed : InOrder(now)) {
     const control::TenantStatus& tenant = *listed;
     const control::TenantSpec& spec = tenant.spec();
-    const bool realtime = IsRealtime(tenant);
     if (tenant.devices_size() == 0) {
-      table.AddRow({spec.name(), ClassName(spec.tenant_class()), "-", "-", "-", "-", "-", "-", "-",
-                    "-", Bytes(spec.limit_bytes())});
+      table.AddRow({spec.name(), ClassName(ClassOf(tenant)), "-", "-", "-", "-", "-", "-", "-", "-",
+                    Bytes(spec.limit_bytes())});
     }
     for (const control::TenantDeviceStatus& device : tenant.devices()) {
+      const control::TenantClass tenant_class = ClassOf(tenant, device);
+      const bool realtime = tenant_class == control::TENANT_CLASS_REALTIME;
       std::optional<control::TenantDeviceStatus> earlier;
-      if (comparable) earlier = FindBefore(before, tenant.tenant_id(), device.device());
+      if (comparable) earlier = FindBefore(before, tenant.tenant_id(), device);
       const std::string name = tenant.devices_size() == 1
                                    ? spec.name()
                                    : spec.name() + " @" + std::to_string(device.device());
@@ -424,7 +505,7 @@ std::string TopTable(const control::GetStatusResponse& before,
       const auto wait = [](const control::TenantDeviceStatus& at) {
         return at.gate_wait_ns_total();
       };
-      table.AddRow({name, ClassName(spec.tenant_class()), realtime ? rate(jobs) : "-",
+      table.AddRow({name, ClassName(tenant_class), realtime ? rate(jobs) : "-",
                     realtime ? ShortDuration(device.response_p50_ns()) : "-",
                     realtime ? ShortDuration(device.response_p99_ns()) : "-",
                     realtime ? std::to_string(device.deadline_misses_total()) : "-", rate(ops),

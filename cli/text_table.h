@@ -19,6 +19,8 @@ class TextTable {
   // names come from programs that may want to paint the terminal.
   void AddRow(std::vector<std::string> cells);
 
+  bool empty() const { return rows_.empty(); }
+
   // Lines that end with a newline, without trailing blanks.
   std::string Render() const;
 

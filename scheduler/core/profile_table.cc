@@ -1,5 +1,7 @@
 #include "scheduler/core/profile_table.h"
 
+#include <algorithm>
+
 #include "proto/abi/atomic.h"
 
 namespace rubato::core {
@@ -41,6 +43,16 @@ KernelProfile* ProfileTable::Insert(uint64_t key, abi::OpKind kind) {
   const auto inserted = profiles_.emplace(key, placed).first;
   abi::StoreRelaxed(region_->entry_count, static_cast<uint64_t>(profiles_.size()));
   return &inserted->second.profile;
+}
+
+base::Nanos ProfileTable::LongestSince(base::Nanos since_ns) const {
+  base::Nanos longest_ns = 0;
+  for (const auto& [key, placed] : profiles_) {
+    const KernelProfile& profile = placed.profile;
+    if (profile.last_sample_ns < since_ns || profile.kind == abi::OpKind::kGraph) continue;
+    longest_ns = std::max(longest_ns, profile.duration_ns);
+  }
+  return longest_ns;
 }
 
 void ProfileTable::Publish(const KernelProfile& profile) {

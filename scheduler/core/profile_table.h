@@ -29,6 +29,10 @@ class ProfileTable {
   // Writes the working values out.
   void Publish(const KernelProfile& profile);
 
+  // The longest op, graphs apart, that was measured at `since_ns` or later; 0: none was. Graphs are
+  // cut where they are too long.
+  base::Nanos LongestSince(base::Nanos since_ns) const;
+
   uint32_t size() const { return static_cast<uint32_t>(profiles_.size()); }
   uint64_t evictions() const { return evictions_; }
 

@@ -43,6 +43,7 @@ struct TenantSpec {
 inline constexpr Nanos kShortestPeriodNs = 100 * base::kMicrosecond;
 inline constexpr Nanos kLongestPeriodNs = 60 * base::kSecond;
 inline constexpr size_t kMostDeviceUuids = 16;
+inline constexpr uint32_t kDefaultBudgetPermille = 20;  // Of overhead, where none is named.
 
 // An error names the field and what it may be.
 base::Result<void> ValidateSpec(const TenantSpec& spec);

@@ -122,6 +122,7 @@ AttachReply AttachProtocol::OnHello(std::span<const std::byte> packet, Nanos now
   process_.vendor = hello.vendor;
   process_.shim_build = hello.shim_build;
   process_.reattach = (hello.flags & abi::kHelloReattach) != 0;
+  process_.tenant_class = scheduler_->ClassForProcess(tenant_, process_.reattach, now_ns);
   process_.program =
       base::Printable({hello.program, strnlen(hello.program, sizeof(hello.program))}, 64);
 
@@ -129,10 +130,10 @@ AttachReply AttachProtocol::OnHello(std::span<const std::byte> packet, Nanos now
   welcome.header = abi::MakeHeader(abi::MessageType::kWelcome, sizeof(welcome));
   welcome.clock_ns = now;
   welcome.epoch = scheduler_->options().epoch;
-  welcome.tenant_class = static_cast<uint32_t>(spec->tenant_class);
+  welcome.tenant_class = static_cast<uint32_t>(process_.tenant_class);
   welcome.mode = static_cast<uint32_t>(scheduler_->options().mode);
   const std::string& mps = scheduler_->options().mps_directory;
-  if (scheduler_->UsesMps(spec->tenant_class) && mps.size() < sizeof(welcome.mps_directory)) {
+  if (scheduler_->UsesMps(process_.tenant_class) && mps.size() < sizeof(welcome.mps_directory)) {
     welcome.use_mps = 1;
     std::memcpy(welcome.mps_directory, mps.data(), mps.size());
   }

@@ -35,19 +35,12 @@ base::Result<std::string> DrawToken() {
   return token;
 }
 
-bool IsToken(const std::string& token) {
-  if (token.size() != 2 * kTokenBytes) return false;
-  for (const char c : token) {
-    if (!((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'))) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
 struct AttachServer::Listener {
   std::string token;
   std::string path;
+  bool made_folder = false;
   base::UniqueFd fd;
   bool any_user = false;
   size_t connections = 0;
@@ -66,7 +59,7 @@ struct AttachServer::Connection {
 };
 
 AttachServer::AttachServer(base::EventLoop* loop, const base::Clock* clock, Scheduler* scheduler,
-                           std::string directory, AttachLimits limits)
+                           AttachDirectory directory, AttachLimits limits)
     : loop_(loop),
       clock_(clock),
       scheduler_(scheduler),
@@ -87,7 +80,7 @@ base::Result<std::string> AttachServer::Open(TenantId tenant, const std::string&
     if (!drawn) return drawn.error();
     listener->token = *drawn;
   } else {
-    if (!IsToken(wanted))
+    if (!IsAttachToken(wanted))
       return Error{ErrorCode::kInvalid,
                    "attach_token must be 32 lower-case hexadecimal digits, or empty"};
     listener->token = wanted;
@@ -96,15 +89,16 @@ base::Result<std::string> AttachServer::Open(TenantId tenant, const std::string&
     if (other->token == listener->token)
       return Error{ErrorCode::kExists, "the attach_token belongs to another tenant; leave it out"};
   }
-  listener->path = directory_ + "/" + listener->token + ".sock";
   listener->any_user = spec->any_user;
-  auto fd = base::ListenUnix(listener->path, SOCK_SEQPACKET, spec->any_user ? 0666 : 0600, 64);
-  if (!fd) return fd.error();
-  listener->fd = std::move(*fd);
+  auto place = directory_.Listen(listener->token, spec->any_user);
+  if (!place) return place.error();
+  listener->path = std::move(place->path);
+  listener->made_folder = place->made;
+  listener->fd = std::move(place->listener);
   auto added =
       loop_->AddFd(listener->fd.get(), EPOLLIN, [this, tenant](uint32_t) { Accept(tenant); });
   if (!added) {
-    ::unlink(listener->path.c_str());
+    directory_.Remove(listener->token, listener->made_folder);
     return added.error();
   }
   std::string token = listener->token;
@@ -123,13 +117,18 @@ void AttachServer::Close(TenantId tenant) {
   Listener& listener = *found->second;
   loop_->RemoveTimer(listener.pause);
   loop_->RemoveFd(listener.fd.get());
-  ::unlink(listener.path.c_str());
+  directory_.Remove(listener.token, listener.made_folder);
   listeners_.erase(found);
 }
 
 std::string AttachServer::PathOf(TenantId tenant) const {
   const auto found = listeners_.find(tenant);
   return found == listeners_.end() ? std::string() : found->second->path;
+}
+
+std::string AttachServer::TokenOf(TenantId tenant) const {
+  const auto found = listeners_.find(tenant);
+  return found == listeners_.end() ? std::string() : found->second->token;
 }
 
 void AttachServer::Accept(TenantId tenant) {

@@ -18,6 +18,7 @@
 #include "base/event_loop.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
+#include "scheduler/daemon/attach_directory.h"
 #include "scheduler/daemon/attach_protocol.h"
 #include "scheduler/daemon/scheduler.h"
 
@@ -32,19 +33,20 @@ struct AttachLimits {
 
 class AttachServer {
  public:
-  // `directory` exists and is private. All pointers outlive this.
+  // All pointers outlive this.
   AttachServer(base::EventLoop* loop, const base::Clock* clock, Scheduler* scheduler,
-               std::string directory, AttachLimits limits = {});
+               AttachDirectory directory, AttachLimits limits = {});
   ~AttachServer();
   AttachServer(const AttachServer&) = delete;
   AttachServer& operator=(const AttachServer&) = delete;
 
-  // Listens for a tenant at <directory>/<token>.sock. An empty token is drawn at random; otherwise
-  // it is 32 lower-case hexadecimal digits that are not in use. Returns the token.
+  // Listens for a tenant. An empty token is drawn at random; otherwise it is 32 lower-case
+  // hexadecimal digits that are not in use. Returns the token.
   base::Result<std::string> Open(TenantId tenant, const std::string& token);
   // Ends the socket and all connections of a tenant.
   void Close(TenantId tenant);
   std::string PathOf(TenantId tenant) const;  // Empty: no socket.
+  std::string TokenOf(TenantId tenant) const;
 
   // Called after a connection did something that may make polling necessary.
   void OnActivity(std::function<void()> callback) { activity_ = std::move(callback); }
@@ -62,7 +64,7 @@ class AttachServer {
   base::EventLoop* loop_;
   const base::Clock* clock_;
   Scheduler* scheduler_;
-  std::string directory_;
+  AttachDirectory directory_;
   AttachLimits limits_;
   std::map<TenantId, std::unique_ptr<Listener>> listeners_;
   std::unordered_map<int, std::unique_ptr<Connection>> connections_;  // By descriptor.

@@ -20,13 +20,16 @@
 #include "base/unix_socket.h"
 #include "proto/abi/region.h"
 #include "proto/control/v1/control.grpc.pb.h"
+#include "proto/health/v1/health.grpc.pb.h"
 #include "scheduler/core/device_uuid.h"
 
 namespace rubato::sched {
 namespace {
 
 namespace v1 = rubato::control::v1;
+namespace health = grpc::health::v1;
 
+constexpr const char kServiceName[] = "rubato.control.v1.Control";
 constexpr Nanos kShortestWatchNs = 50 * base::kMillisecond;
 constexpr Nanos kLongestWatchNs = 60 * base::kSecond;
 // The largest request is a spec of a few names.
@@ -95,7 +98,48 @@ core::TenantSpec FromProto(const v1::TenantSpec& in) {
   spec.priority = in.priority();
   spec.overhead_budget_permille = in.overhead_budget_permille();
   spec.any_user = in.any_user();
+  spec.share_permille = in.share_permille();
+  spec.device_uuids.assign(in.device_uuids().begin(), in.device_uuids().end());
+  spec.refusal_reason = in.refusal_reason();
+  spec.refusal_detail = in.refusal_detail();
   return spec;
+}
+
+v1::TenantClass ToProto(core::TenantClass tenant_class) {
+  switch (tenant_class) {
+    case core::TenantClass::kRealtime:
+      return v1::TENANT_CLASS_REALTIME;
+    case core::TenantClass::kBestEffort:
+      return v1::TENANT_CLASS_BEST_EFFORT;
+    case core::TenantClass::kFree:
+      break;
+  }
+  return v1::TENANT_CLASS_UNSPECIFIED;
+}
+
+void ToProto(const AdmissionDecision& in, v1::AdmissionDecision* out) {
+  out->set_asked(ToProto(in.asked));
+  out->set_granted(ToProto(in.granted));
+  out->set_reason(in.reason);
+  out->set_detail(in.detail);
+  out->set_demand_permille(in.demand_permille);
+  out->set_capacity_permille(in.capacity_permille);
+  out->set_blocking_ns(static_cast<uint64_t>(in.blocking_ns));
+  out->set_response_ns(static_cast<uint64_t>(in.response_ns));
+  out->set_deadline_ns(static_cast<uint64_t>(in.deadline_ns));
+  out->set_job_ns(static_cast<uint64_t>(in.job_ns));
+  out->set_interference_ns(static_cast<uint64_t>(in.interference_ns));
+  out->set_device_uuid(in.device_uuid);
+  out->set_unknown_tenants(in.unknown_tenants);
+  out->set_decided_ns(static_cast<uint64_t>(in.decided_ns));
+}
+
+// The class that was asked for or none: what was decided goes with the refusal.
+grpc::Status RefusedClass(const AdmissionDecision& decision) {
+  v1::AdmissionDecision details;
+  ToProto(decision, &details);
+  return grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, decision.detail,
+                      details.SerializeAsString());
 }
 
 void ToProto(const core::TenantSpec& spec, v1::TenantSpec* out) {
@@ -104,9 +148,7 @@ void ToProto(const core::TenantSpec& spec, v1::TenantSpec* out) {
   out->set_pod(spec.pod);
   out->set_container(spec.container);
   out->set_pod_uid(spec.pod_uid);
-  out->set_tenant_class(spec.tenant_class == core::TenantClass::kRealtime
-                            ? v1::TENANT_CLASS_REALTIME
-                            : v1::TENANT_CLASS_BEST_EFFORT);
+  out->set_tenant_class(ToProto(spec.tenant_class));
   out->set_period_ns(static_cast<uint64_t>(spec.period_ns));
   out->set_deadline_ns(static_cast<uint64_t>(spec.deadline_ns));
   out->set_limit_bytes(spec.limit_bytes);
@@ -114,12 +156,17 @@ void ToProto(const core::TenantSpec& spec, v1::TenantSpec* out) {
   out->set_priority(spec.priority);
   out->set_overhead_budget_permille(spec.overhead_budget_permille);
   out->set_any_user(spec.any_user);
+  out->set_share_permille(spec.share_permille);
+  for (const std::string& uuid : spec.device_uuids) out->add_device_uuids(uuid);
+  out->set_refusal_reason(spec.refusal_reason);
+  out->set_refusal_detail(spec.refusal_detail);
 }
 
 void ToProto(const RegisteredTenant& tenant, v1::RegisterTenantResponse* out) {
   out->set_tenant_id(tenant.id);
   out->set_attach_socket_path(tenant.attach_socket_path);
   out->set_attach_token(tenant.attach_token);
+  ToProto(tenant.admission, out->mutable_admission());
 }
 
 void ToProto(const SchedulerIdentity& identity, Nanos started_ns, bool draining,
@@ -138,11 +185,12 @@ void ToProto(const SchedulerIdentity& identity, Nanos started_ns, bool draining,
   out->set_mps_directory(identity.mps_directory);
 }
 
-void ToProto(const TenantDeviceStatus& in, const core::TenantSpec& spec,
-             v1::TenantDeviceStatus* out) {
+void ToProto(const TenantDeviceStatus& in, v1::TenantDeviceStatus* out) {
   using abi::Counter;
   const TenantTotals& totals = in.totals;
+  out->set_tenant_class(ToProto(in.tenant_class));
   out->set_device(in.device);
+  out->set_sessions(in.sessions);
   out->set_ops_total(totals.counter(Counter::kOps));
   out->set_gate_waits_total(totals.counter(Counter::kGateWaits));
   out->set_gate_wait_ns_total(totals.counter(Counter::kGateWaitNs));
@@ -156,13 +204,14 @@ void ToProto(const TenantDeviceStatus& in, const core::TenantSpec& spec,
   out->set_samples_lost_total(totals.counter(Counter::kSamplesLost));
   out->set_uncut_graphs_total(totals.counter(Counter::kUncutGraphs));
   out->set_holds_ignored_total(totals.counter(Counter::kHoldsIgnored));
-  if (spec.tenant_class != core::TenantClass::kRealtime) {
+  if (in.tenant_class != core::TenantClass::kRealtime) {
     out->set_gpu_busy_ns_total(totals.counter(Counter::kGateBusyNs));
     return;
   }
   out->set_gpu_busy_ns_total(static_cast<uint64_t>(totals.jobs.busy_ns));
   out->set_jobs_total(totals.jobs.jobs);
   out->set_deadline_misses_total(totals.jobs.deadline_misses);
+  out->set_tardiness_ns_total(static_cast<uint64_t>(totals.jobs.tardiness_ns));
   out->set_response_p50_ns(static_cast<uint64_t>(in.response_p50_ns));
   out->set_response_p99_ns(static_cast<uint64_t>(in.response_p99_ns));
   out->set_response_max_ns(static_cast<uint64_t>(in.response_max_ns));
@@ -211,6 +260,11 @@ void ToProto(const SchedulerStatus& in, const SchedulerIdentity& identity,
     row->set_sessions(device.sessions);
     row->set_realtime_sessions(device.realtime_sessions);
     row->set_profile_entries(device.profile_entries);
+    for (const DeviceDemand& demand : in.demands) {
+      if (demand.uuid != device.uuid) continue;
+      row->set_realtime_demand_permille(demand.demand_permille);
+      row->set_realtime_capacity_permille(demand.capacity_permille);
+    }
   }
   for (const TenantStatus& tenant : in.tenants) {
     v1::TenantStatus* row = out->add_tenants();
@@ -219,8 +273,9 @@ void ToProto(const SchedulerStatus& in, const SchedulerIdentity& identity,
     row->set_attach_socket_path(tenant.attach_socket_path);
     row->set_sessions(static_cast<uint32_t>(tenant.sessions.size()));
     row->set_created_ns(static_cast<uint64_t>(tenant.created_ns));
-    for (const TenantDeviceStatus& device : tenant.devices)
-      ToProto(device, tenant.spec, row->add_devices());
+    row->set_attach_token(tenant.attach_token);
+    ToProto(tenant.admission, row->mutable_admission());
+    for (const TenantDeviceStatus& device : tenant.devices) ToProto(device, row->add_devices());
     for (const SessionStatus& session : tenant.sessions) {
       v1::SessionStatus* item = row->add_session_list();
       item->set_device(session.device);
@@ -231,6 +286,7 @@ void ToProto(const SchedulerStatus& in, const SchedulerIdentity& identity,
       item->set_attached_ns(static_cast<uint64_t>(session.attached_ns));
       item->set_reattached(session.reattached);
       item->set_shim_build(session.shim_build);
+      item->set_tenant_class(ToProto(session.tenant_class));
     }
   }
   for (const auto& [reason, count] : in.sessions_detached) {
@@ -308,11 +364,80 @@ class Stream : public grpc::ServerWriteReactor<Message> {
 
 using HoldStream = Stream<v1::HoldTenantEvent>;
 using WatchStream = Stream<v1::GetStatusResponse>;
+using HealthStream = Stream<health::HealthCheckResponse>;
+
+// gRPC's health service. Whoever asks also learns that the loop turns, since it answers.
+class HealthService final : public health::Health::CallbackService {
+ public:
+  HealthService(base::EventLoop* loop, ControlHandler* handler) : loop_(loop), handler_(handler) {}
+
+  // ---- gRPC's threads.
+  grpc::ServerUnaryReactor* Check(grpc::CallbackServerContext* context,
+                                  const health::HealthCheckRequest* request,
+                                  health::HealthCheckResponse* response) override {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    loop_->Post([this, reactor, request, response] {
+      if (!Known(request->service())) {
+        reactor->Finish(grpc::Status(grpc::StatusCode::NOT_FOUND,
+                                     "there is no service " + request->service() + " here"));
+        return;
+      }
+      response->set_status(State());
+      reactor->Finish(grpc::Status::OK);
+    });
+    return reactor;
+  }
+
+  grpc::ServerWriteReactor<health::HealthCheckResponse>* Watch(
+      grpc::CallbackServerContext*, const health::HealthCheckRequest* request) override {
+    auto* stream = new HealthStream(loop_);
+    loop_->Post([this, stream, request] {
+      if (watches_.size() >= kMostStreams)
+        return stream->End(ToStatus({base::ErrorCode::kFull, "too many watchers"}));
+      const bool known = Known(request->service());
+      health::HealthCheckResponse response;
+      response.set_status(known ? State() : health::HealthCheckResponse::SERVICE_UNKNOWN);
+      watches_[stream] = known;
+      stream->WhenDone([this, stream] { watches_.erase(stream); });
+      stream->Send(std::move(response));
+    });
+    return stream;
+  }
+
+  // ---- The loop's thread.
+  void Tell() {
+    for (const auto& [stream, known] : watches_) {
+      if (!known) continue;
+      health::HealthCheckResponse response;
+      response.set_status(State());
+      stream->Send(std::move(response));
+    }
+  }
+  void End(const grpc::Status& status) {
+    for (const auto& [stream, known] : watches_) stream->End(status);
+  }
+
+ private:
+  static bool Known(const std::string& service) {
+    return service.empty() || service == kServiceName;
+  }
+  health::HealthCheckResponse::ServingStatus State() const {
+    return handler_->Draining() ? health::HealthCheckResponse::NOT_SERVING
+                                : health::HealthCheckResponse::SERVING;
+  }
+
+  base::EventLoop* loop_;
+  ControlHandler* handler_;
+  std::map<HealthStream*, bool> watches_;  // True: of a service that we have.
+};
 
 class GrpcControlServer final : public ControlServer, public v1::Control::CallbackService {
  public:
   GrpcControlServer(base::EventLoop* loop, ControlHandler* handler, std::string socket_path)
-      : loop_(loop), handler_(handler), socket_path_(std::move(socket_path)) {}
+      : loop_(loop),
+        handler_(handler),
+        socket_path_(std::move(socket_path)),
+        health_(loop, handler) {}
 
   ~GrpcControlServer() override {
     StopListening();
@@ -325,6 +450,7 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
     listener_ = std::move(*listener);
     grpc::ServerBuilder builder;
     builder.RegisterService(this);
+    builder.RegisterService(&health_);
     builder.SetMaxReceiveMessageSize(kMostRequestBytes);
     builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, 0);
     server_ = builder.BuildAndStart();
@@ -347,12 +473,15 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
     if (found != holds_.end()) found->second->End(grpc::Status::OK);
   }
 
+  void DrainingChanged() override { health_.Tell(); }
+
   void Shutdown(std::function<void()> done) override {
     if (server_ == nullptr || shutdown_.joinable()) return;
     StopListening();
     const grpc::Status gone(grpc::StatusCode::UNAVAILABLE, "the scheduler ends");
     for (const auto& [tenant, stream] : holds_) stream->End(gone);
     for (WatchStream* stream : watches_) stream->End(gone);
+    health_.End(gone);
     // gRPC waits for its calls to end, and they end on the loop: so it waits somewhere else.
     shutdown_ = std::thread([this, done = std::move(done)] {
       // All calls are ended above or within a turn of the loop; what remains are idle connections.
@@ -377,8 +506,10 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
                                            const v1::RegisterTenantRequest* request,
                                            v1::RegisterTenantResponse* response) override {
     return OnLoop(context, [this, request, response] {
-      auto tenant = handler_->Register(FromProto(request->spec()), request->attach_token());
+      auto tenant = handler_->Register(FromProto(request->spec()), request->attach_token(),
+                                       request->require_class());
       if (!tenant) return ToStatus(tenant.error());
+      if (tenant->id == 0) return RefusedClass(tenant->admission);
       ToProto(*tenant, response);
       return grpc::Status::OK;
     });
@@ -391,8 +522,10 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
     loop_->Post([this, stream, request] {
       if (holds_.size() >= kMostStreams)
         return stream->End(ToStatus({base::ErrorCode::kFull, "too many held tenants"}));
-      auto tenant = handler_->Register(FromProto(request->spec()), request->attach_token());
+      auto tenant = handler_->Register(FromProto(request->spec()), request->attach_token(),
+                                       request->require_class());
       if (!tenant) return stream->End(ToStatus(tenant.error()));
+      if (tenant->id == 0) return stream->End(RefusedClass(tenant->admission));
       const TenantId id = tenant->id;
       holds_[id] = stream;
       stream->WhenDone([this, id] {
@@ -408,10 +541,23 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
 
   grpc::ServerUnaryReactor* UpdateTenant(grpc::CallbackServerContext* context,
                                          const v1::UpdateTenantRequest* request,
-                                         v1::UpdateTenantResponse*) override {
-    return OnLoop(context, [this, request] {
+                                         v1::UpdateTenantResponse* response) override {
+    return OnLoop(context, [this, request, response] {
       auto updated = handler_->Update(request->tenant_id(), FromProto(request->spec()));
-      return updated ? grpc::Status::OK : ToStatus(updated.error());
+      if (!updated) return ToStatus(updated.error());
+      ToProto(*updated, response->mutable_admission());
+      return grpc::Status::OK;
+    });
+  }
+
+  grpc::ServerUnaryReactor* CheckAdmission(grpc::CallbackServerContext* context,
+                                           const v1::CheckAdmissionRequest* request,
+                                           v1::AdmissionDecision* response) override {
+    return OnLoop(context, [this, request, response] {
+      auto decision = handler_->Check(FromProto(request->spec()), request->tenant_id());
+      if (!decision) return ToStatus(decision.error());
+      ToProto(*decision, response);
+      return grpc::Status::OK;
     });
   }
 
@@ -522,6 +668,7 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
   base::EventLoop* loop_;
   ControlHandler* handler_;
   std::string socket_path_;
+  HealthService health_;
   base::UniqueFd listener_;
   base::EventLoop::TimerId pause_ = 0;
   std::unique_ptr<grpc::Server> server_;

@@ -1,4 +1,4 @@
-// The control API (proto/control/v1) on its unix socket.
+// The control API (proto/control/v1) and gRPC's health service on their unix socket.
 //
 // gRPC has threads of its own; they only parse. Every call is posted to the loop's thread, where
 // the handler owns all state, and answered from there, so no client, however slow, holds the loop
@@ -18,9 +18,10 @@
 namespace rubato::sched {
 
 struct RegisteredTenant {
-  TenantId id = 0;
+  TenantId id = 0;  // 0: refused, for the reason in `admission`.
   std::string attach_socket_path;
   std::string attach_token;
+  AdmissionDecision admission;
 };
 
 struct SchedulerIdentity {
@@ -38,11 +39,16 @@ class ControlHandler {
  public:
   virtual ~ControlHandler() = default;
   virtual base::Result<RegisteredTenant> Register(const core::TenantSpec& spec,
-                                                  const std::string& attach_token) = 0;
-  virtual base::Result<void> Update(TenantId id, const core::TenantSpec& spec) = 0;
+                                                  const std::string& attach_token,
+                                                  bool require_class) = 0;
+  virtual base::Result<AdmissionDecision> Update(TenantId id, const core::TenantSpec& spec) = 0;
+  // What would be decided, were the spec in the place of `replaced` (0: of nobody).
+  virtual base::Result<AdmissionDecision> Check(const core::TenantSpec& spec,
+                                                TenantId replaced) = 0;
   virtual base::Result<void> Unregister(TenantId id) = 0;
   virtual uint32_t SessionCount(TenantId id) const = 0;
   virtual SchedulerStatus Picture() = 0;
+  virtual bool Draining() const = 0;
   virtual SchedulerIdentity Identity() const = 0;
   virtual void Drain() = 0;
   virtual uint32_t Shutdown() = 0;  // Returns at once, with the number of live sessions.
@@ -60,6 +66,8 @@ class ControlServer {
   // For the callers who hold a tenant.
   virtual void SessionsChanged(TenantId tenant, uint32_t sessions) = 0;
   virtual void TenantRemoved(TenantId tenant) = 0;
+  // For the watchers of the health service.
+  virtual void DrainingChanged() = 0;
 
   // Ends the streams and the server; `done` is posted to the loop, which must go on running until
   // then.

@@ -1,6 +1,5 @@
 #include "scheduler/daemon/daemon.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/random.h>
@@ -36,19 +35,6 @@ void RaiseDescriptorLimit() {
   (void)::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-// Sockets that a scheduler which was killed has left behind. The lock is held: nobody uses them.
-base::Result<void> PrepareAttachDir(const std::string& path) {
-  if (auto prepared = base::PrepareRuntimeDir(path); !prepared) return prepared;
-  DIR* directory = ::opendir(path.c_str());
-  if (directory == nullptr) return base::SystemError("cannot read " + path);
-  while (const dirent* entry = ::readdir(directory)) {
-    const std::string name = entry->d_name;
-    if (name.size() == 37 && name.ends_with(".sock")) ::unlink((path + "/" + name).c_str());
-  }
-  ::closedir(directory);
-  return {};
-}
-
 }  // namespace
 
 Daemon::Daemon(const Options& options) : options_(options) {}
@@ -81,8 +67,10 @@ base::Result<void> Daemon::Begin() {
   RaiseDescriptorLimit();
   if (auto prepared = base::PrepareRuntimeDir(options_.runtime_dir); !prepared) return prepared;
   if (auto locked = TakeLock(); !locked) return locked;
-  const std::string attach_dir = options_.runtime_dir + "/" + base::kAttachDirectoryName;
-  if (auto prepared = PrepareAttachDir(attach_dir); !prepared) return prepared;
+  if (options_.attach_directory.empty())
+    options_.attach_directory = options_.runtime_dir + "/" + base::kAttachDirectoryName;
+  auto attach_directory = AttachDirectory::Open(options_.attach_directory, options_.attach_shared);
+  if (!attach_directory) return attach_directory.error();
   while (epoch_ == 0) {
     if (::getrandom(&epoch_, sizeof(epoch_), 0) != sizeof(epoch_))
       return base::SystemError("cannot draw a random number");
@@ -119,7 +107,8 @@ base::Result<void> Daemon::Begin() {
   scheduler_->OnSessionsChanged([this](TenantId tenant, uint32_t sessions) {
     if (control_ != nullptr) control_->SessionsChanged(tenant, sessions);
   });
-  attach_ = std::make_unique<AttachServer>(loop_.get(), &clock_, scheduler_.get(), attach_dir);
+  attach_ = std::make_unique<AttachServer>(loop_.get(), &clock_, scheduler_.get(),
+                                           std::move(*attach_directory));
   attach_->OnActivity([this] { SchedulePoll(); });
   if (options_.mode != core::Mode::kTimeslice) {
     mps_ = std::make_unique<MpsWatch>(loop_.get(), &clock_, MpsControlCommand(options_.runtime_dir),
@@ -189,7 +178,19 @@ void Daemon::Poll() {
 // ---- Control.
 
 base::Result<RegisteredTenant> Daemon::Register(const core::TenantSpec& spec,
-                                                const std::string& attach_token) {
+                                                const std::string& attach_token,
+                                                bool require_class) {
+  if (require_class && !scheduler_->draining()) {
+    auto decision = scheduler_->CheckAdmission(spec, 0, clock_.NowNs());
+    if (!decision) return decision.error();
+    if (decision->granted != decision->asked) {
+      scheduler_->CountAdmission(*decision);
+      base::LogInfo("tenant={} refused: {}", spec.name, decision->detail);
+      RegisteredTenant refused;
+      refused.admission = std::move(*decision);
+      return refused;
+    }
+  }
   auto id = scheduler_->AddTenant(spec, clock_.NowNs());
   if (!id) return id.error();
   auto token = attach_->Open(*id, attach_token);
@@ -197,13 +198,27 @@ base::Result<RegisteredTenant> Daemon::Register(const core::TenantSpec& spec,
     scheduler_->RemoveTenant(*id, clock_.NowNs());
     return token.error();
   }
-  base::LogInfo("tenant={} id={} class={} registered", spec.name, *id,
-                core::ClassName(spec.tenant_class));
-  return RegisteredTenant{*id, attach_->PathOf(*id), *token};
+  const AdmissionDecision& decision = *scheduler_->AdmissionOf(*id);
+  base::LogInfo("tenant={} id={} class={} registered: {}", spec.name, *id,
+                core::ClassName(decision.granted), decision.detail);
+  return RegisteredTenant{*id, attach_->PathOf(*id), *token, decision};
 }
 
-base::Result<void> Daemon::Update(TenantId id, const core::TenantSpec& spec) {
-  return scheduler_->UpdateTenant(id, spec, clock_.NowNs());
+base::Result<AdmissionDecision> Daemon::Update(TenantId id, const core::TenantSpec& spec) {
+  const AdmissionDecision* before = scheduler_->AdmissionOf(id);
+  const core::TenantClass class_before =
+      before == nullptr ? core::TenantClass::kFree : before->granted;
+  if (auto updated = scheduler_->UpdateTenant(id, spec, clock_.NowNs()); !updated)
+    return updated.error();
+  const AdmissionDecision& decision = *scheduler_->AdmissionOf(id);
+  if (decision.granted != class_before)
+    base::LogInfo("tenant={} id={} class={} for processes that start from now on: {}", spec.name,
+                  id, core::ClassName(decision.granted), decision.detail);
+  return decision;
+}
+
+base::Result<AdmissionDecision> Daemon::Check(const core::TenantSpec& spec, TenantId replaced) {
+  return scheduler_->CheckAdmission(spec, replaced, clock_.NowNs());
 }
 
 base::Result<void> Daemon::Unregister(TenantId id) {
@@ -226,8 +241,10 @@ SchedulerStatus Daemon::Picture() {
   // What the sessions did since the last poll belongs into the picture.
   if (scheduler_->PollIntervalNs() != 0) scheduler_->Poll(clock_.NowNs());
   SchedulerStatus status = scheduler_->Status(clock_.NowNs());
-  for (TenantStatus& tenant : status.tenants)
+  for (TenantStatus& tenant : status.tenants) {
     tenant.attach_socket_path = attach_->PathOf(tenant.id);
+    tenant.attach_token = attach_->TokenOf(tenant.id);
+  }
   if (mps_ != nullptr) status.mps = mps_->health();
   return status;
 }
@@ -255,6 +272,7 @@ SchedulerIdentity Daemon::Identity() const {
 void Daemon::Drain() {
   base::LogInfo("draining: no new tenants and sessions from now on");
   scheduler_->SetDraining();
+  control_->DrainingChanged();
 }
 
 uint32_t Daemon::Shutdown() {
@@ -264,6 +282,7 @@ uint32_t Daemon::Shutdown() {
   if (ending_) return sessions;
   ending_ = true;
   scheduler_->SetDraining();
+  control_->DrainingChanged();
   base::NotifyStopping();
   base::LogInfo("ending; {} sessions run on", sessions);
   // In a turn of its own, so that whoever asked has the answer before the server closes.
@@ -278,7 +297,7 @@ void Daemon::LogState() {
                   device.realtime_sessions, device.profile_entries);
   for (const TenantStatus& tenant : status.tenants) {
     base::LogInfo("tenant={} id={} class={} sessions={}", tenant.spec.name, tenant.id,
-                  core::ClassName(tenant.spec.tenant_class), tenant.sessions.size());
+                  core::ClassName(tenant.admission.granted), tenant.sessions.size());
     for (const TenantDeviceStatus& device : tenant.devices) {
       base::LogInfo(
           "tenant={} device={} jobs={} misses={} p50={} p99={} locked={} period={} ops={} "

@@ -31,11 +31,14 @@ class Daemon final : public ControlHandler {
   const std::string& metrics_address() const { return metrics_address_; }
 
   base::Result<RegisteredTenant> Register(const core::TenantSpec& spec,
-                                          const std::string& attach_token) override;
-  base::Result<void> Update(TenantId id, const core::TenantSpec& spec) override;
+                                          const std::string& attach_token,
+                                          bool require_class) override;
+  base::Result<AdmissionDecision> Update(TenantId id, const core::TenantSpec& spec) override;
+  base::Result<AdmissionDecision> Check(const core::TenantSpec& spec, TenantId replaced) override;
   base::Result<void> Unregister(TenantId id) override;
   uint32_t SessionCount(TenantId id) const override;
   SchedulerStatus Picture() override;
+  bool Draining() const override { return scheduler_->draining(); }
   SchedulerIdentity Identity() const override;
   void Drain() override;
   uint32_t Shutdown() override;

@@ -70,39 +70,80 @@ Labels With(Labels labels, const char* name, const char* value) {
   return labels;
 }
 
+double Ratio(uint32_t permille) {
+  return permille / 1000.0;
+}
+
 struct Live {  // Gauges of one label set; several tenants may share one.
   uint32_t sessions = 0;
   uint64_t used_bytes = 0;
+  uint64_t peak_bytes = 0;
   uint64_t limit_bytes = 0;
+  uint32_t share_permille = 0;
   bool realtime = false;
   bool locked = false;
   Nanos period_ns = 0;
-  Nanos margin_ns = 0;
+  Nanos deadline_ns = 0;
+  Nanos job_ns = 0;
+  uint32_t budget_permille = 0;
   bool revoked = false;
 };
+
+// What is promised to a tenant of this class, whether or not a process of it has come.
+void SetPromise(const TenantStatus& tenant, core::TenantClass tenant_class, Live* gauges) {
+  gauges->limit_bytes = tenant.spec.limit_bytes;
+  gauges->share_permille = tenant.spec.share_permille;
+  gauges->realtime = tenant_class == core::TenantClass::kRealtime;
+  if (!gauges->realtime) return;
+  gauges->period_ns = tenant.spec.period_ns;
+  gauges->deadline_ns = core::EffectiveDeadline(tenant.spec);
+  gauges->budget_permille = tenant.spec.overhead_budget_permille != 0
+                                ? tenant.spec.overhead_budget_permille
+                                : core::kDefaultBudgetPermille;
+}
+
+// The devices of which a tenant has a row from its registration on: those of its slots, or one
+// without a name as long as none is known.
+std::vector<std::string> ExpectedDevices(const TenantStatus& tenant) {
+  if (!tenant.spec.device_uuids.empty()) return tenant.spec.device_uuids;
+  std::vector<std::string> uuids;
+  for (const TenantDeviceStatus& device : tenant.devices) uuids.push_back(device.device_uuid);
+  if (uuids.empty()) uuids.emplace_back();
+  return uuids;
+}
+
+// By labels without a device: tenants that are alike in them are one series, of the one that came
+// last.
+std::map<TenantLabels, AdmissionDecision> AdmissionsOf(const SchedulerStatus& status) {
+  std::map<TenantLabels, AdmissionDecision> series;
+  for (const TenantStatus& tenant : status.tenants)
+    series[LabelsOf(tenant.spec, tenant.admission.granted, "")] = tenant.admission;
+  return series;
+}
 
 std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsInfo& info) {
   const std::string realtime_name = core::ClassName(core::TenantClass::kRealtime);
   std::map<TenantLabels, TenantTotals> totals = status.retired;
   std::map<TenantLabels, Live> live;
   for (const TenantStatus& tenant : status.tenants) {
+    // From the registration on, with zeros: what is not there cannot be told from what is broken.
+    for (const std::string& uuid : ExpectedDevices(tenant)) {
+      const TenantLabels labels = LabelsOf(tenant.spec, tenant.admission.granted, uuid);
+      totals[labels];
+      SetPromise(tenant, tenant.admission.granted, &live[labels]);
+    }
     for (const TenantDeviceStatus& device : tenant.devices) {
-      const TenantLabels labels = LabelsOf(tenant.spec, device.device_uuid);
+      const TenantLabels labels = LabelsOf(tenant.spec, device.tenant_class, device.device_uuid);
       totals[labels].Add(device.totals);
       Live& gauges = live[labels];
+      SetPromise(tenant, device.tenant_class, &gauges);
       gauges.sessions += device.sessions;
       gauges.used_bytes += device.memory_used_bytes;
-      gauges.limit_bytes = tenant.spec.limit_bytes;
-      gauges.realtime = tenant.spec.tenant_class == core::TenantClass::kRealtime;
+      gauges.peak_bytes += device.memory_peak_bytes;
       gauges.locked = device.prediction.kind == policies::ReleaseKind::kLocked;
-      gauges.period_ns = device.prediction.period_ns;
-      gauges.margin_ns = device.margin_ns;
+      if (device.prediction.period_ns != 0) gauges.period_ns = device.prediction.period_ns;
+      gauges.job_ns = device.jobs.mret_ns;
       gauges.revoked = device.hold_revoked;
-    }
-    if (tenant.devices.empty()) {
-      Live& gauges = live[LabelsOf(tenant.spec, "")];
-      gauges.limit_bytes = tenant.spec.limit_bytes;
-      gauges.realtime = tenant.spec.tenant_class == core::TenantClass::kRealtime;
     }
   }
 
@@ -113,6 +154,28 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
   out.Add("rubato_scheduler_uptime_seconds", "Time since the scheduler started.",
           MetricType::Gauge);
   out.Value({}, Seconds(status.now_ns - status.started_ns));
+  out.Add("rubato_scheduler_draining", "1 while no new tenants and sessions are taken.",
+          MetricType::Gauge);
+  out.Value({}, status.draining ? 1 : 0);
+
+  out.Add("rubato_tenant_admission",
+          "Constant 1; the labels say which class a tenant asked for, which one its processes get, "
+          "and why.",
+          MetricType::Gauge);
+  for (const auto& [labels, decision] : AdmissionsOf(status)) {
+    Labels all = ToLabels(labels);
+    all.pop_back();  // The device: the decision is one for all.
+    all.push_back({"asked", core::ClassName(decision.asked)});
+    all.push_back({"reason", decision.reason});
+    out.Value(std::move(all), 1);
+  }
+  out.Add("rubato_admissions_total", "Decisions about the class of a tenant.", MetricType::Counter);
+  for (const auto& [kind, count] : status.admissions) {
+    out.Value({{"asked", core::ClassName(kind.asked)},
+               {"class", core::ClassName(kind.granted)},
+               {"reason", kind.reason}},
+              Number(count));
+  }
 
   out.Add("rubato_sessions", "Attached processes, each counted on each device it uses.",
           MetricType::Gauge);
@@ -120,9 +183,31 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
   out.Add("rubato_memory_used_bytes", "Device memory allocated and reserved by attached processes.",
           MetricType::Gauge);
   for (const auto& [labels, gauges] : live) out.Value(ToLabels(labels), Number(gauges.used_bytes));
+  out.Add("rubato_memory_peak_bytes", "The most device memory that was in use at once.",
+          MetricType::Gauge);
+  for (const auto& [labels, gauges] : live) out.Value(ToLabels(labels), Number(gauges.peak_bytes));
   out.Add("rubato_memory_limit_bytes", "Device memory limit of the tenant; 0 means none.",
           MetricType::Gauge);
   for (const auto& [labels, gauges] : live) out.Value(ToLabels(labels), Number(gauges.limit_bytes));
+  out.Add("rubato_share_ratio", "Slots held, as a share of the device; 0 outside Kubernetes.",
+          MetricType::Gauge);
+  for (const auto& [labels, gauges] : live)
+    out.Value(ToLabels(labels), Ratio(gauges.share_permille));
+  const auto realtime_gauge = [&](const char* name, const char* help, auto value) {
+    out.Add(name, help, MetricType::Gauge);
+    for (const auto& [labels, gauges] : live) {
+      if (gauges.realtime) out.Value(ToLabels(labels), value(gauges));
+    }
+  };
+  realtime_gauge("rubato_deadline_seconds",
+                 "Time after its release by which a job must have ended; 0: none was declared.",
+                 [](const Live& g) { return Seconds(g.deadline_ns); });
+  realtime_gauge("rubato_overhead_budget_ratio",
+                 "Share by which a real-time tenant's jobs may be longer than alone on the device.",
+                 [](const Live& g) { return Ratio(g.budget_permille); });
+  realtime_gauge("rubato_job_length_seconds",
+                 "Longest of the last five jobs, from first operation to end; 0: none yet.",
+                 [](const Live& g) { return Seconds(g.job_ns); });
   out.Add("rubato_release_locked",
           "1 while the releases of a real-time tenant are predicted; 0: the bound holds instead.",
           MetricType::Gauge);
@@ -165,6 +250,12 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
   realtime_counter("rubato_deadline_misses_total",
                    "Jobs that ended later after their release than the deadline allows.",
                    [](const TenantTotals& t) { return Number(t.jobs.deadline_misses); });
+  realtime_counter("rubato_tardiness_seconds_total",
+                   "Time by which jobs ended after their deadline, summed up.",
+                   [](const TenantTotals& t) { return Seconds(t.jobs.tardiness_ns); });
+  realtime_counter("rubato_job_busy_seconds_total",
+                   "Length of the jobs of real-time tenants, first operation to end, summed up.",
+                   [](const TenantTotals& t) { return Seconds(t.jobs.busy_ns); });
   out.Add("rubato_job_response_seconds",
           "From a job's release to its end. Jobs before the first release could be predicted, and "
           "those "
@@ -233,6 +324,9 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
       "Open jobs of others that were passed over because they held for longer than allowed.",
       [](const TenantTotals& t) { return Number(t.counter(Counter::kHoldsIgnored)); });
 
+  any_counter("rubato_launches_total",
+              "Launches, graphs, copies and memsets of tenants of both classes.",
+              [](const TenantTotals& t) { return Number(t.counter(Counter::kOps)); });
   any_counter("rubato_memory_refused_total",
               "Allocations answered with out-of-memory because of the tenant's limit.",
               [](const TenantTotals& t) { return Number(t.memory_refused); });
@@ -266,6 +360,19 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
           MetricType::Gauge);
   for (const DeviceStatus& device : status.devices)
     out.Value({{"device", device.uuid}}, device.sessions);
+  out.Add("rubato_device_realtime_demand_ratio",
+          "What real-time tenants ask of a device together, as far as it is known.",
+          MetricType::Gauge);
+  for (const DeviceDemand& demand : status.demands)
+    out.Value({{"device", demand.uuid}}, Ratio(demand.demand_permille));
+  out.Add("rubato_device_realtime_capacity_ratio",
+          "What can be promised to the real-time tenants of a device together.", MetricType::Gauge);
+  for (const DeviceDemand& demand : status.demands)
+    out.Value({{"device", demand.uuid}}, Ratio(demand.capacity_permille));
+  out.Add("rubato_device_realtime_tenants",
+          "Tenants that are real-time on a device, or have the right to be.", MetricType::Gauge);
+  for (const DeviceDemand& demand : status.demands)
+    out.Value({{"device", demand.uuid}}, demand.tenants);
   out.Add("rubato_profile_entries", "Operation keys whose duration is known on a device.",
           MetricType::Gauge);
   for (const DeviceStatus& device : status.devices)

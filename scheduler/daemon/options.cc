@@ -6,6 +6,7 @@
 
 #include "base/runtime_dir.h"
 #include "proto/abi/region.h"
+#include "scheduler/daemon/attach_directory.h"
 
 namespace rubato::sched {
 namespace {
@@ -39,6 +40,15 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
   app.add_option("--runtime-dir", options.runtime_dir,
                  "Private directory for sockets; its parent must exist [default: "
                  "$XDG_RUNTIME_DIR/rubato]");
+  app.add_option(
+      "--attach-directory", options.attach_directory,
+      "Where each tenant has a folder with its attach socket, shared with whoever mounts "
+      "them into containers [default: <runtime-dir>/attach]");
+  bool health = false;
+  bool alive = false;
+  app.add_flag("--health", health,
+               "Ask the scheduler that runs there whether it serves; end with 0 if it does");
+  app.add_flag("--alive", alive, "The same, but one that drains will do: for liveness probes");
   app.add_option("--mode", mode, "How tenants share a GPU: timeslice, hybrid or mps")
       ->capture_default_str()
       ->check(CLI::IsMember({"timeslice", "hybrid", "mps"}));
@@ -91,6 +101,21 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
   if (options.runtime_dir.front() != '/') {
     parsed.exit_code = 2;
     parsed.complaint = "--runtime-dir must be an absolute path, not " + options.runtime_dir;
+    return parsed;
+  }
+  while (options.runtime_dir.size() > 1 && options.runtime_dir.back() == '/')
+    options.runtime_dir.pop_back();
+  if (alive) options.probe = Options::Probe::kAnswers;
+  if (health) options.probe = Options::Probe::kServes;
+  options.attach_shared = !options.attach_directory.empty();
+  if (!options.attach_shared)
+    options.attach_directory = options.runtime_dir + "/" + base::kAttachDirectoryName;
+  while (options.attach_directory.size() > 1 && options.attach_directory.back() == '/')
+    options.attach_directory.pop_back();
+  if (std::string complaint = AttachDirectory::Complaint(options.attach_directory);
+      !complaint.empty()) {
+    parsed.exit_code = 2;
+    parsed.complaint = std::move(complaint);
     return parsed;
   }
   if (options.metrics_address == "none") options.metrics_address.clear();

@@ -13,6 +13,11 @@ namespace rubato::sched {
 
 struct Options {
   std::string runtime_dir;
+  std::string attach_directory;  // Empty: the one in the runtime directory.
+  bool attach_shared = false;    // It was given: others make folders in it too.
+  // Do nothing but ask the scheduler that runs there: does it serve, or at least answer?
+  enum class Probe : uint8_t { kNone, kServes, kAnswers };
+  Probe probe = Probe::kNone;
   abi::Mode mode = abi::Mode::kTimeslice;
   std::string metrics_address = "127.0.0.1:9412";  // Empty: none.
   std::string mps_directory;                       // Empty in timeslice mode.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "base/log.h"
 #include "scheduler/policies/profile_learning.h"
@@ -16,7 +17,10 @@ namespace {
 constexpr size_t kMostTenants = 256;
 constexpr size_t kMostDevices = 64;
 constexpr size_t kMostDevicesPerTenant = 16;
+// What a tenant that is gone has counted is shown for this long: several scrapes.
 constexpr size_t kMostRetired = 512;
+constexpr Nanos kRetiredNs = 600 * base::kSecond;
+constexpr size_t kMostAdmissionKinds = 64;
 
 constexpr Nanos kBusyPollNs = 20 * base::kMillisecond;
 constexpr Nanos kIdlePollNs = 200 * base::kMillisecond;
@@ -93,11 +97,31 @@ abi::DetachReason DetachOf(abi::Status status) {
   return abi::DetachReason::kNone;
 }
 
+constexpr std::array<core::TenantClass, 2> kClasses = {core::TenantClass::kRealtime,
+                                                       core::TenantClass::kBestEffort};
+size_t PlaceOf(core::TenantClass tenant_class) {
+  return tenant_class == core::TenantClass::kRealtime ? 0 : 1;
+}
+
+// True if who was admitted with `before` asks for nothing more with `after`.
+bool AsksNoMore(const core::TenantSpec& after, const core::TenantSpec& before) {
+  const auto no_shorter = [](Nanos new_ns, Nanos old_ns) {
+    return new_ns == old_ns || (old_ns != 0 && new_ns > old_ns);
+  };
+  const Nanos deadline_ns = core::EffectiveDeadline(after);
+  const Nanos deadline_before_ns = core::EffectiveDeadline(before);
+  return no_shorter(after.period_ns, before.period_ns) &&
+         (no_shorter(deadline_ns, deadline_before_ns) || deadline_ns == 0) &&
+         after.share_permille <= before.share_permille && after.priority >= before.priority &&
+         after.device_uuids == before.device_uuids;
+}
+
 }  // namespace
 
-TenantLabels LabelsOf(const core::TenantSpec& spec, const std::string& device_uuid) {
+TenantLabels LabelsOf(const core::TenantSpec& spec, core::TenantClass tenant_class,
+                      const std::string& device_uuid) {
   return TenantLabels{
-      spec.name,  spec.name_space, spec.pod, spec.container, core::ClassName(spec.tenant_class),
+      spec.name,  spec.name_space, spec.pod, spec.container, core::ClassName(tenant_class),
       device_uuid};
 }
 
@@ -117,22 +141,57 @@ struct Scheduler::Device {
 };
 
 struct Scheduler::TenantOnDevice {
+  struct OfClass {
+    bool used = false;      // There was a session of this class.
+    uint32_t sessions = 0;  // Reserved and live.
+    TenantTotals totals;    // Without what `realtime` counts itself.
+    uint64_t memory_used_bytes = 0;
+    uint64_t memory_peak_bytes = 0;
+  };
   Device* device = nullptr;
-  const core::TenantSpec* spec = nullptr;  // The tenant's.
-  std::optional<uint32_t> entry;           // In the device's tenant table, while it has sessions.
-  uint32_t sessions = 0;                   // Reserved and live.
-  TenantTotals totals;                     // Without what `realtime` counts itself.
-  uint64_t memory_used_bytes = 0;
-  uint64_t memory_peak_bytes = 0;
+  const Tenant* tenant = nullptr;
+  std::optional<uint32_t> entry;  // In the device's tenant table, while it has sessions.
+  // All its sessions share the entry, and so the memory account, whatever their class.
+  std::array<OfClass, kClasses.size()> classes;
   std::optional<policies::RealtimeTask> realtime;
   bool said_revoked = false;
+
+  OfClass& of(core::TenantClass tenant_class) { return classes[PlaceOf(tenant_class)]; }
+  const OfClass& of(core::TenantClass tenant_class) const { return classes[PlaceOf(tenant_class)]; }
+  uint32_t realtime_sessions() const { return of(core::TenantClass::kRealtime).sessions; }
+  uint32_t sessions() const { return classes[0].sessions + classes[1].sessions; }
 };
 
 struct Scheduler::Tenant {
   TenantId id = 0;
-  core::TenantSpec spec;
+  core::TenantSpec spec;  // As asked for.
+  AdmissionDecision admission;
+  // What its real-time processes were promised: the last spec that was granted.
+  core::TenantSpec promise;
   Nanos created_ns = 0;
   std::map<uint32_t, TenantOnDevice> devices;  // By device index.
+
+  core::TenantClass granted() const { return admission.granted; }
+  // It has a claim on other tenants' time: processes of that class, or the right to start some.
+  bool IsRealtime() const {
+    if (granted() == core::TenantClass::kRealtime) return true;
+    for (const auto& [index, on_device] : devices) {
+      if (on_device.realtime_sessions() != 0) return true;
+    }
+    return false;
+  }
+  // May its processes run on this device? One that named no devices and was never seen may
+  // anywhere.
+  bool MayUse(const std::string& uuid) const {
+    if (!spec.device_uuids.empty())
+      return std::find(spec.device_uuids.begin(), spec.device_uuids.end(), uuid) !=
+             spec.device_uuids.end();
+    if (devices.empty()) return true;
+    for (const auto& [index, on_device] : devices) {
+      if (on_device.device->uuid_text == uuid) return true;
+    }
+    return false;
+  }
 };
 
 struct Scheduler::Session {
@@ -140,6 +199,7 @@ struct Scheduler::Session {
   Tenant* tenant = nullptr;
   TenantOnDevice* on_device = nullptr;
   Device* device = nullptr;
+  core::TenantClass tenant_class = core::TenantClass::kFree;
   uint32_t index = 0;
   bool live = false;
   base::UniqueFd slot_fd;
@@ -181,9 +241,157 @@ base::Result<TenantId> Scheduler::AddTenant(const core::TenantSpec& spec, Nanos 
   tenant->id = next_tenant_++;
   tenant->spec = spec;
   tenant->created_ns = now_ns;
+  SetDecision(tenant.get(), Decide(spec, tenant->id, now_ns));
   const TenantId id = tenant->id;
   tenants_.emplace(id, std::move(tenant));
   return id;
+}
+
+// ---- Admission.
+
+std::vector<std::string> Scheduler::KnownDevices() const {
+  std::set<std::string> known;
+  for (const auto& device : devices_) known.insert(device->uuid_text);
+  for (const auto& [id, tenant] : tenants_)
+    known.insert(tenant->spec.device_uuids.begin(), tenant->spec.device_uuids.end());
+  return {known.begin(), known.end()};
+}
+
+policies::RealtimeClaim Scheduler::ClaimOf(const core::TenantSpec& promise, TenantId id,
+                                           const Tenant* known, const std::string& uuid) const {
+  policies::RealtimeClaim claim;
+  claim.id = id;
+  claim.name = promise.pod.empty() ? promise.name : promise.name_space + "/" + promise.pod;
+  claim.share_permille = promise.share_permille;
+  claim.period_ns = promise.period_ns;
+  claim.deadline_ns = core::EffectiveDeadline(promise);
+  claim.priority = promise.priority;
+  if (known == nullptr) return claim;
+  for (const auto& [index, on_device] : known->devices) {
+    if (on_device.device->uuid_text != uuid || !on_device.realtime.has_value()) continue;
+    claim.job_ns = on_device.realtime->jobs().mret_ns;
+    if (claim.period_ns == 0) claim.period_ns = on_device.realtime->prediction().period_ns;
+  }
+  return claim;
+}
+
+std::vector<policies::RealtimeClaim> Scheduler::ClaimsOn(const std::string& uuid,
+                                                         TenantId except) const {
+  std::vector<policies::RealtimeClaim> claims;
+  for (const auto& [id, tenant] : tenants_) {
+    if (id != except && tenant->IsRealtime() && tenant->MayUse(uuid))
+      claims.push_back(ClaimOf(tenant->promise, id, tenant.get(), uuid));
+  }
+  return claims;
+}
+
+policies::DeviceLoad Scheduler::LoadOf(const std::string& uuid, TenantId except,
+                                       Nanos now_ns) const {
+  policies::DeviceLoad load;
+  load.uuid = uuid;
+  load.realtime = ClaimsOn(uuid, except);
+  for (const auto& device : devices_) {
+    if (device->uuid_text == uuid)
+      load.longest_op_ns = device->profile->LongestSince(now_ns - options_.constants.recent_op_ns);
+  }
+  return load;
+}
+
+AdmissionDecision Scheduler::Decide(const core::TenantSpec& spec, TenantId self,
+                                    Nanos now_ns) const {
+  AdmissionDecision decision;
+  decision.asked = spec.tenant_class;
+  decision.granted = core::TenantClass::kBestEffort;
+  decision.decided_ns = now_ns;
+  if (spec.tenant_class != core::TenantClass::kRealtime) {
+    decision.reason = policies::ReasonOf(policies::AdmissionVerdict::kAdmitted);
+    decision.detail = "best-effort, as asked for";
+    return decision;
+  }
+  if (!spec.refusal_reason.empty()) {
+    decision.reason = spec.refusal_reason;
+    decision.detail =
+        spec.refusal_detail.empty() ? "real-time is not allowed here" : spec.refusal_detail;
+    return decision;
+  }
+  const auto found = tenants_.find(self);
+  const Tenant* known = found == tenants_.end() ? nullptr : found->second.get();
+  std::vector<std::string> uuids = spec.device_uuids;
+  if (uuids.empty()) {
+    for (const std::string& uuid : KnownDevices()) {
+      if (known == nullptr || known->MayUse(uuid)) uuids.push_back(uuid);
+    }
+  }
+  if (uuids.empty()) uuids.emplace_back();
+  const policies::AdmissionRules rules{options_.mode, policies::RealtimeOrder::kNone,
+                                       options_.constants};
+  bool first = true;
+  for (const std::string& uuid : uuids) {
+    const policies::DeviceLoad load = LoadOf(uuid, self, now_ns);
+    const policies::AdmissionTest test =
+        policies::TestAdmission(ClaimOf(spec, self, known, uuid), load, rules);
+    const bool admitted = test.verdict == policies::AdmissionVerdict::kAdmitted;
+    if (!first && admitted && test.demand_permille <= decision.demand_permille) continue;
+    first = false;
+    decision.granted = admitted ? core::TenantClass::kRealtime : core::TenantClass::kBestEffort;
+    decision.reason = policies::ReasonOf(test.verdict);
+    decision.detail = policies::DescribeAdmission(test, load);
+    decision.device_uuid = uuid;
+    decision.demand_permille = test.demand_permille;
+    decision.capacity_permille = test.capacity_permille;
+    decision.unknown_tenants = test.unknown_tenants;
+    decision.blocking_ns = test.blocking_ns;
+    decision.interference_ns = test.interference_ns;
+    decision.job_ns = test.job_ns;
+    decision.response_ns = test.response_ns;
+    decision.deadline_ns = test.deadline_ns;
+    if (!admitted) break;
+  }
+  return decision;
+}
+
+void Scheduler::CountAdmission(const AdmissionDecision& decision) {
+  AdmissionKind kind{decision.asked, decision.granted, decision.reason};
+  // Bounded, because some reasons come from outside.
+  if (admissions_.size() >= kMostAdmissionKinds && !admissions_.contains(kind))
+    kind.reason = "other";
+  ++admissions_[kind];
+}
+
+void Scheduler::SetDecision(Tenant* tenant, AdmissionDecision decision) {
+  CountAdmission(decision);
+  tenant->admission = std::move(decision);
+  if (tenant->granted() == core::TenantClass::kRealtime) tenant->promise = tenant->spec;
+}
+
+base::Result<AdmissionDecision> Scheduler::CheckAdmission(const core::TenantSpec& spec,
+                                                          TenantId replaced, Nanos now_ns) const {
+  if (auto valid = core::ValidateSpec(spec); !valid) return valid.error();
+  if (replaced != 0 && !tenants_.contains(replaced))
+    return Error{ErrorCode::kNotFound, "there is no tenant " + std::to_string(replaced)};
+  return Decide(spec, replaced, now_ns);
+}
+
+const AdmissionDecision* Scheduler::AdmissionOf(TenantId id) const {
+  const auto found = tenants_.find(id);
+  return found == tenants_.end() ? nullptr : &found->second->admission;
+}
+
+core::TenantClass Scheduler::ClassForProcess(TenantId id, bool reattach, Nanos now_ns) {
+  const auto found = tenants_.find(id);
+  if (found == tenants_.end()) return core::TenantClass::kFree;
+  Tenant& tenant = *found->second;
+  if (reattach || tenant.granted() == tenant.spec.tenant_class ||
+      !tenant.spec.refusal_reason.empty())
+    return tenant.granted();
+  AdmissionDecision decision = Decide(tenant.spec, id, now_ns);
+  if (decision.granted == tenant.granted() && decision.reason == tenant.admission.reason) {
+    tenant.admission = std::move(decision);  // The numbers are new, the decision is not.
+    return tenant.granted();
+  }
+  base::LogInfo("tenant={} id={} tested again: {}", tenant.spec.name, id, decision.detail);
+  SetDecision(&tenant, std::move(decision));
+  return tenant.granted();
 }
 
 base::Result<void> Scheduler::UpdateTenant(TenantId id, const core::TenantSpec& spec,
@@ -194,14 +402,26 @@ base::Result<void> Scheduler::UpdateTenant(TenantId id, const core::TenantSpec& 
   if (auto valid = core::ValidateSpec(spec); !valid) return valid;
   Tenant& tenant = *found->second;
   const core::TenantSpec& old = tenant.spec;
-  if (spec.tenant_class != old.tenant_class || spec.name != old.name || spec.pod != old.pod ||
-      spec.name_space != old.name_space || spec.container != old.container ||
-      spec.pod_uid != old.pod_uid)
+  if (spec.name != old.name || spec.pod != old.pod || spec.name_space != old.name_space ||
+      spec.container != old.container || spec.pod_uid != old.pod_uid ||
+      spec.any_user != old.any_user)
     return Error{ErrorCode::kInvalid,
-                 "the class and the names of a tenant cannot change; register a new tenant"};
+                 "the names of a tenant and any_user cannot change; register a new tenant"};
+  AdmissionDecision decision = Decide(spec, id, now_ns);
+  if (decision.asked == core::TenantClass::kRealtime && spec.refusal_reason.empty() &&
+      tenant.granted() == core::TenantClass::kRealtime && AsksNoMore(spec, tenant.promise) &&
+      decision.granted != core::TenantClass::kRealtime) {
+    // Others came, or its jobs turned out longer than was known: its place is its own.
+    decision.granted = core::TenantClass::kRealtime;
+    decision.reason = policies::ReasonOf(policies::AdmissionVerdict::kAdmitted);
+    decision.detail = "keeps real-time, which it was granted; today " + decision.detail;
+  }
   tenant.spec = spec;
+  SetDecision(&tenant, std::move(decision));
+  // Its real-time processes go on. Limits are not part of the promise.
+  tenant.promise.limit_bytes = spec.limit_bytes;
   for (auto& [index, on_device] : tenant.devices) {
-    if (on_device.realtime.has_value()) on_device.realtime->Respecify(spec);
+    if (on_device.realtime.has_value()) on_device.realtime->Respecify(tenant.promise);
     WriteLines(&on_device, now_ns);
   }
   return {};
@@ -216,21 +436,28 @@ void Scheduler::RemoveTenant(TenantId id, Nanos now_ns) {
   }
   for (const SessionId session : sessions) CloseSession(session, now_ns);
   for (const auto& [index, on_device] : found->second->devices)
-    Retire(found->second->spec, on_device);
+    Retire(*found->second, on_device, now_ns);
   tenants_.erase(found);
 }
 
-void Scheduler::Retire(const core::TenantSpec& spec, const TenantOnDevice& tenant) {
-  const TenantLabels labels = LabelsOf(spec, tenant.device->uuid_text);
-  // Bounded, because names come from outside; what is given up is a counter that starts anew.
-  if (retired_.size() >= kMostRetired && !retired_.contains(labels))
-    retired_.erase(retired_.begin());
-  retired_[labels].Add(TotalsOf(tenant));
+void Scheduler::Retire(const Tenant& tenant, const TenantOnDevice& on_device, Nanos now_ns) {
+  std::erase_if(retired_,
+                [&](const auto& entry) { return now_ns - entry.second.at_ns > kRetiredNs; });
+  for (const core::TenantClass tenant_class : kClasses) {
+    if (!on_device.of(tenant_class).used) continue;
+    const TenantLabels labels = LabelsOf(tenant.spec, tenant_class, on_device.device->uuid_text);
+    // Bounded, because names come from outside; what is given up is a counter that starts anew.
+    if (retired_.size() >= kMostRetired && !retired_.contains(labels))
+      retired_.erase(retired_.begin());
+    Retired& retired = retired_[labels];
+    retired.totals.Add(TotalsOf(on_device, tenant_class));
+    retired.at_ns = now_ns;
+  }
 }
 
-TenantTotals Scheduler::TotalsOf(const TenantOnDevice& tenant) {
-  TenantTotals totals = tenant.totals;
-  if (tenant.realtime.has_value()) {
+TenantTotals Scheduler::TotalsOf(const TenantOnDevice& tenant, core::TenantClass tenant_class) {
+  TenantTotals totals = tenant.of(tenant_class).totals;
+  if (tenant_class == core::TenantClass::kRealtime && tenant.realtime.has_value()) {
     totals.jobs.Add(tenant.realtime->ledger().totals());
     totals.holds_revoked += tenant.realtime->hold_revocations();
     totals.relocks += tenant.realtime->relocks();
@@ -382,19 +609,23 @@ abi::Status Scheduler::OpenDevice(TenantId tenant_id, const ProcessInfo& process
 
   TenantOnDevice& on_device = tenant.devices[(*device)->index];
   on_device.device = *device;
-  on_device.spec = &tenant.spec;
+  on_device.tenant = &tenant;
   abi::Status status = abi::Status::kFull;
   auto session = MakeSlot(*device, std::move(slot), now_ns, &status);
   if (!session) {
     base::LogWarning("tenant={} session refused: {}", tenant.spec.name, session.error().message);
-    if (on_device.sessions == 0) (*device)->page->FreeTenant(*entry);
+    if (on_device.sessions() == 0) (*device)->page->FreeTenant(*entry);
     return status;
   }
+  const core::TenantClass tenant_class =
+      process.tenant_class == core::TenantClass::kFree ? tenant.granted() : process.tenant_class;
   on_device.entry = entry;
-  ++on_device.sessions;
-  if (tenant.spec.tenant_class == core::TenantClass::kRealtime && !on_device.realtime.has_value())
-    on_device.realtime.emplace(tenant.spec, options_.mode, options_.constants);
+  on_device.of(tenant_class).used = true;
+  ++on_device.of(tenant_class).sessions;
+  if (tenant_class == core::TenantClass::kRealtime && !on_device.realtime.has_value())
+    on_device.realtime.emplace(tenant.promise, options_.mode, options_.constants);
   (*session)->id = next_session_++;
+  (*session)->tenant_class = tenant_class;
   (*session)->tenant = &tenant;
   (*session)->on_device = &on_device;
   (*session)->process = process;
@@ -421,7 +652,7 @@ base::Result<uint64_t> Scheduler::GoLive(SessionId id) {
     if (auto sealed = base::SealAgainstWriters(session.slot_fd.get()); !sealed)
       return sealed.error();
   }
-  const core::TenantClass tenant_class = session.tenant->spec.tenant_class;
+  const core::TenantClass tenant_class = session.tenant_class;
   const bool may_hold = tenant_class == core::TenantClass::kRealtime &&
                         session.on_device->realtime.has_value() &&
                         session.on_device->realtime->may_hold();
@@ -471,14 +702,18 @@ void Scheduler::CloseSession(SessionId id, Nanos now_ns) {
   // First out of the directory, so that nobody waits for it; then what it has still to tell.
   session->device->page->LeaveSession(session->index);
   if (session->live) ReadSession(session.get(), now_ns);
-  if (on_device.realtime.has_value()) {
+  if (session->tenant_class == core::TenantClass::kRealtime) {
     on_device.realtime->OnSessionEnd(id);
     on_device.realtime->Update(now_ns);
   }
-  on_device.memory_used_bytes -= session->used_bytes;
-  if (--on_device.sessions == 0 && on_device.entry.has_value()) {
+  TenantOnDevice::OfClass& of_class = on_device.of(session->tenant_class);
+  of_class.memory_used_bytes -= session->used_bytes;
+  --of_class.sessions;
+  if (on_device.sessions() == 0 && on_device.entry.has_value()) {
     session->device->page->FreeTenant(*on_device.entry);
     on_device.entry.reset();
+  } else {
+    WriteLines(&on_device, now_ns);
   }
   if (session->live && sessions_changed_)
     sessions_changed_(session->tenant->id, SessionCount(session->tenant->id));
@@ -489,18 +724,20 @@ void Scheduler::CloseSession(SessionId id, Nanos now_ns) {
 void Scheduler::ReadSession(Session* session, Nanos now_ns) {
   session->reader->Read(now_ns, &reading_);
   TenantOnDevice& on_device = *session->on_device;
-  for (size_t i = 0; i < core::kCounterCount; ++i)
-    on_device.totals.counters[i] += reading_.counters[i];
-  on_device.totals.memory_refused += reading_.memory_refused;
-  on_device.totals.records_rejected += reading_.rejected;
-  on_device.totals.records_lost += reading_.jobs_lost + reading_.samples_lost;
-  on_device.memory_used_bytes += reading_.used_bytes - session->used_bytes;
+  TenantOnDevice::OfClass& of_class = on_device.of(session->tenant_class);
+  TenantTotals& totals = of_class.totals;
+  for (size_t i = 0; i < core::kCounterCount; ++i) totals.counters[i] += reading_.counters[i];
+  totals.memory_refused += reading_.memory_refused;
+  totals.records_rejected += reading_.rejected;
+  totals.records_lost += reading_.jobs_lost + reading_.samples_lost;
+  of_class.memory_used_bytes += reading_.used_bytes - session->used_bytes;
   session->used_bytes = reading_.used_bytes;
-  on_device.memory_peak_bytes = std::max(on_device.memory_peak_bytes, on_device.memory_used_bytes);
+  of_class.memory_peak_bytes = std::max(of_class.memory_peak_bytes, of_class.memory_used_bytes);
   if (reading_.active) last_active_ns_ = now_ns;
   for (const core::Sample& sample : reading_.samples)
     policies::LearnSample(sample, now_ns, &*session->device->profile);
-  if (on_device.realtime.has_value()) on_device.realtime->OnReading(session->id, reading_, now_ns);
+  if (session->tenant_class == core::TenantClass::kRealtime)
+    on_device.realtime->OnReading(session->id, reading_, now_ns);
   if (reading_.detached != abi::DetachReason::kNone && !session->detached) {
     session->detached = true;
     ++detached_[static_cast<size_t>(reading_.detached)];
@@ -513,13 +750,18 @@ void Scheduler::ReadSession(Session* session, Nanos now_ns) {
 void Scheduler::WriteLines(TenantOnDevice* tenant, Nanos now_ns) {
   if (!tenant->entry.has_value()) return;
   core::DevicePage& page = *tenant->device->page;
-  if (tenant->realtime.has_value()) {
+  if (tenant->realtime_sessions() != 0) {
     page.WriteTenant(*tenant->entry, tenant->realtime->tenant_line());
     page.WriteRelease(*tenant->entry, tenant->realtime->release_line());
     page.WriteSpace(*tenant->entry, tenant->realtime->space_line());
   } else {
-    page.WriteTenant(*tenant->entry, policies::TenantLineFor(*tenant->spec, options_.mode, {}, 0,
-                                                             options_.constants));
+    // Whatever its real-time processes were predicted to do ended with them.
+    page.WriteRelease(*tenant->entry, abi::ReleaseLine{});
+    page.WriteSpace(*tenant->entry, policies::SpaceLineFor({}));
+    core::TenantSpec spec = tenant->tenant->spec;
+    spec.tenant_class = core::TenantClass::kBestEffort;
+    page.WriteTenant(*tenant->entry,
+                     policies::TenantLineFor(spec, options_.mode, {}, 0, options_.constants));
   }
   page.Heartbeat(now_ns);
 }
@@ -536,12 +778,13 @@ void Scheduler::Poll(Nanos now_ns) {
   for (const SessionId id : gone) CloseSession(id, now_ns);
   for (const auto& [tenant_id, tenant] : tenants_) {
     for (auto& [device, on_device] : tenant->devices) {
-      if (!on_device.realtime.has_value() || on_device.sessions == 0) continue;
+      if (on_device.realtime_sessions() == 0) continue;
       on_device.realtime->Update(now_ns);
       WriteLines(&on_device, now_ns);
       const bool may_hold = on_device.realtime->may_hold();
       for (const auto& [id, session] : sessions_) {
-        if (session->live && session->on_device == &on_device)
+        if (session->live && session->on_device == &on_device &&
+            session->tenant_class == core::TenantClass::kRealtime)
           on_device.device->page->SetMayHold(session->index, may_hold);
       }
       if (may_hold == on_device.said_revoked) {
@@ -554,7 +797,7 @@ void Scheduler::Poll(Nanos now_ns) {
               "tenant={} device={} its jobs no longer hold others: they were open for more than "
               "95 % of the time although a period of {} was declared",
               tenant->spec.name, on_device.device->uuid_text,
-              base::FormatDuration(tenant->spec.period_ns));
+              base::FormatDuration(tenant->promise.period_ns));
         }
       }
     }
@@ -583,7 +826,19 @@ SchedulerStatus Scheduler::Status(Nanos now_ns) const {
   status.started_ns = started_ns_;
   status.draining = draining_;
   status.sessions_total = sessions_total_;
-  status.retired = retired_;
+  for (const auto& [labels, retired] : retired_) {
+    if (now_ns - retired.at_ns <= kRetiredNs) status.retired.emplace(labels, retired.totals);
+  }
+  status.admissions = admissions_;
+  for (const std::string& uuid : KnownDevices()) {
+    DeviceDemand& demand = status.demands.emplace_back();
+    demand.uuid = uuid;
+    const std::vector<policies::RealtimeClaim> claims = ClaimsOn(uuid, 0);
+    for (const policies::RealtimeClaim& claim : claims)
+      demand.demand_permille += policies::DemandPermille(claim);
+    demand.tenants = static_cast<uint32_t>(claims.size());
+    demand.capacity_permille = policies::CapacityPermille(claims.size(), options_.constants);
+  }
   status.handshakes_refused = refused_;
   for (size_t i = 1; i < detached_.size(); ++i)
     status.sessions_detached[ReasonName(static_cast<abi::DetachReason>(i))] = detached_[i];
@@ -596,35 +851,42 @@ SchedulerStatus Scheduler::Status(Nanos now_ns) const {
     TenantStatus& out = status.tenants.emplace_back();
     out.id = id;
     out.spec = tenant->spec;
+    out.admission = tenant->admission;
     out.created_ns = tenant->created_ns;
     for (const auto& [index, on_device] : tenant->devices) {
-      TenantDeviceStatus& row = out.devices.emplace_back();
-      row.device = index;
-      row.device_uuid = on_device.device->uuid_text;
-      row.totals = TotalsOf(on_device);
-      row.memory_used_bytes = on_device.memory_used_bytes;
-      row.memory_peak_bytes = on_device.memory_peak_bytes;
-      if (!on_device.realtime.has_value()) continue;
-      const policies::RealtimeTask& task = *on_device.realtime;
-      row.response_p50_ns = task.ledger().ResponseQuantile(500);
-      row.response_p99_ns = task.ledger().ResponseQuantile(990);
-      row.response_max_ns = task.ledger().ResponseQuantile(1000);
-      row.prediction = task.prediction();
-      row.jobs = task.jobs();
-      const abi::TenantLine line = task.tenant_line();
-      row.bound_ns = static_cast<Nanos>(line.bound_ns);
-      row.max_hold_ns = static_cast<Nanos>(line.max_hold_ns);
-      row.margin_ns = static_cast<Nanos>(task.release_line().margin_ns);
-      row.hold_revoked = !task.may_hold();
+      for (const core::TenantClass tenant_class : kClasses) {
+        const TenantOnDevice::OfClass& of_class = on_device.of(tenant_class);
+        if (!of_class.used) continue;
+        TenantDeviceStatus& row = out.devices.emplace_back();
+        row.tenant_class = tenant_class;
+        row.device = index;
+        row.device_uuid = on_device.device->uuid_text;
+        row.totals = TotalsOf(on_device, tenant_class);
+        row.memory_used_bytes = of_class.memory_used_bytes;
+        row.memory_peak_bytes = of_class.memory_peak_bytes;
+        if (tenant_class != core::TenantClass::kRealtime) continue;
+        const policies::RealtimeTask& task = *on_device.realtime;
+        row.response_p50_ns = task.ledger().ResponseQuantile(500);
+        row.response_p99_ns = task.ledger().ResponseQuantile(990);
+        row.response_max_ns = task.ledger().ResponseQuantile(1000);
+        row.prediction = task.prediction();
+        row.jobs = task.jobs();
+        const abi::TenantLine line = task.tenant_line();
+        row.bound_ns = static_cast<Nanos>(line.bound_ns);
+        row.max_hold_ns = static_cast<Nanos>(line.max_hold_ns);
+        row.margin_ns = static_cast<Nanos>(task.release_line().margin_ns);
+        row.hold_revoked = !task.may_hold();
+      }
     }
     for (const auto& [session_id, session] : sessions_) {
       if (session->tenant != tenant.get() || !session->live) continue;
-      out.sessions.push_back(SessionStatus{session->device->index, session->index,
-                                           session->process.pid, session->process.program,
-                                           session->process.vendor, session->attached_ns,
-                                           session->process.reattach, session->process.shim_build});
+      out.sessions.push_back(SessionStatus{
+          session->tenant_class, session->device->index, session->index, session->process.pid,
+          session->process.program, session->process.vendor, session->attached_ns,
+          session->process.reattach, session->process.shim_build});
       for (TenantDeviceStatus& row : out.devices) {
-        if (row.device == session->device->index) ++row.sessions;
+        if (row.device == session->device->index && row.tenant_class == session->tenant_class)
+          ++row.sessions;
       }
     }
   }

@@ -23,6 +23,7 @@
 #include "scheduler/core/profile_table.h"
 #include "scheduler/core/slot_reader.h"
 #include "scheduler/daemon/status.h"
+#include "scheduler/policies/admission.h"
 #include "scheduler/policies/constants.h"
 #include "scheduler/policies/realtime_task.h"
 
@@ -43,6 +44,8 @@ struct ProcessInfo {  // For people, except `pid`, which nothing depends on eith
   uint32_t shim_build = 0;
   bool reattach = false;
   std::string program;
+  // Decided when it said Hello, and its own for good; kFree: the one that is granted now.
+  core::TenantClass tenant_class = core::TenantClass::kFree;
 };
 
 struct OpenedSession {
@@ -69,8 +72,21 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // ---- Tenants.
+  // A tenant that asks for real-time and does not fit is added as best-effort; AdmissionOf says so.
   base::Result<TenantId> AddTenant(const core::TenantSpec& spec, Nanos now_ns);
+  // Decides anew; a tenant that asks for no more than it was granted keeps it. Sessions keep their
+  // class, and real-time ones their promise if the new one is not granted.
   base::Result<void> UpdateTenant(TenantId id, const core::TenantSpec& spec, Nanos now_ns);
+  // What would be decided about the spec now, were it in the place of `replaced` (0: of nobody).
+  base::Result<AdmissionDecision> CheckAdmission(const core::TenantSpec& spec, TenantId replaced,
+                                                 Nanos now_ns) const;
+  const AdmissionDecision* AdmissionOf(TenantId id) const;
+  // The class of a process that starts now: a tenant that did not fit earlier is tested again.
+  // One that re-attaches has started under an earlier scheduler, which decided the same as this one
+  // if it was asked the same.
+  core::TenantClass ClassForProcess(TenantId id, bool reattach, Nanos now_ns);
+  // A decision that made no tenant.
+  void CountAdmission(const AdmissionDecision& decision);
   void RemoveTenant(TenantId id, Nanos now_ns);  // Ends its sessions.
   const core::TenantSpec* FindTenant(TenantId id) const;
   uint32_t SessionCount(TenantId id) const;
@@ -121,8 +137,16 @@ class Scheduler {
                                                   abi::Status* status);
   void ReadSession(Session* session, Nanos now_ns);
   void WriteLines(TenantOnDevice* tenant, Nanos now_ns);
-  void Retire(const core::TenantSpec& spec, const TenantOnDevice& tenant);
-  static TenantTotals TotalsOf(const TenantOnDevice& tenant);
+  void Retire(const Tenant& tenant, const TenantOnDevice& on_device, Nanos now_ns);
+  static TenantTotals TotalsOf(const TenantOnDevice& tenant, core::TenantClass tenant_class);
+
+  AdmissionDecision Decide(const core::TenantSpec& spec, TenantId self, Nanos now_ns) const;
+  void SetDecision(Tenant* tenant, AdmissionDecision decision);
+  policies::RealtimeClaim ClaimOf(const core::TenantSpec& promise, TenantId id, const Tenant* known,
+                                  const std::string& uuid) const;
+  std::vector<policies::RealtimeClaim> ClaimsOn(const std::string& uuid, TenantId except) const;
+  policies::DeviceLoad LoadOf(const std::string& uuid, TenantId except, Nanos now_ns) const;
+  std::vector<std::string> KnownDevices() const;
 
   SchedulerOptions options_;
   Nanos started_ns_;
@@ -132,7 +156,12 @@ class Scheduler {
   std::map<TenantId, std::unique_ptr<Tenant>> tenants_;
   std::vector<std::unique_ptr<Device>> devices_;  // By index; never shrinks.
   std::map<SessionId, std::unique_ptr<Session>> sessions_;
-  std::map<TenantLabels, TenantTotals> retired_;
+  struct Retired {
+    TenantTotals totals;
+    Nanos at_ns = 0;
+  };
+  std::map<TenantLabels, Retired> retired_;
+  std::map<AdmissionKind, uint64_t> admissions_;
   std::array<uint64_t, static_cast<size_t>(abi::DetachReason::kCount)> detached_{};
   std::map<std::string, uint64_t> refused_;
   uint64_t sessions_total_ = 0;

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "proto/abi/slot.h"
@@ -43,7 +44,27 @@ struct TenantTotals {
   }
 };
 
+// Which class a tenant asked for, which one processes get that start from now on, and why. The
+// numbers are of the device on which it fits worst.
+struct AdmissionDecision {
+  core::TenantClass asked = core::TenantClass::kFree;
+  core::TenantClass granted = core::TenantClass::kFree;
+  std::string reason;  // A stable word.
+  std::string detail;  // One line for people.
+  std::string device_uuid;
+  uint32_t demand_permille = 0;
+  uint32_t capacity_permille = 0;
+  uint32_t unknown_tenants = 0;
+  Nanos blocking_ns = 0;
+  Nanos interference_ns = 0;
+  Nanos job_ns = 0;
+  Nanos response_ns = 0;
+  Nanos deadline_ns = 0;
+  Nanos decided_ns = 0;
+};
+
 struct SessionStatus {
+  core::TenantClass tenant_class = core::TenantClass::kFree;  // That the process started with.
   uint32_t device = 0;
   uint32_t index = 0;
   int64_t pid = 0;
@@ -54,7 +75,9 @@ struct SessionStatus {
   uint32_t shim_build = 0;
 };
 
+// Of a tenant's processes of one class on one device.
 struct TenantDeviceStatus {
+  core::TenantClass tenant_class = core::TenantClass::kFree;
   uint32_t device = 0;
   std::string device_uuid;
   uint32_t sessions = 0;
@@ -76,7 +99,9 @@ struct TenantDeviceStatus {
 struct TenantStatus {
   TenantId id = 0;
   core::TenantSpec spec;
+  AdmissionDecision admission;
   std::string attach_socket_path;
+  std::string attach_token;
   Nanos created_ns = 0;
   std::vector<TenantDeviceStatus> devices;
   std::vector<SessionStatus> sessions;
@@ -93,6 +118,15 @@ struct DeviceStatus {
   uint32_t profile_entries = 0;
 };
 
+// What real-time tenants ask of one device; also of one that nobody has opened yet, if slots of it
+// are held.
+struct DeviceDemand {
+  std::string uuid;
+  uint32_t tenants = 0;
+  uint32_t demand_permille = 0;
+  uint32_t capacity_permille = 0;
+};
+
 // Labels by which tenants are told apart in the metrics. A tenant that is registered anew under the
 // same names goes on with the same counters.
 struct TenantLabels {
@@ -106,7 +140,17 @@ struct TenantLabels {
   auto operator<=>(const TenantLabels&) const = default;  // NOLINT(modernize-use-nullptr)
 };
 
-TenantLabels LabelsOf(const core::TenantSpec& spec, const std::string& device_uuid);
+TenantLabels LabelsOf(const core::TenantSpec& spec, core::TenantClass tenant_class,
+                      const std::string& device_uuid);
+
+struct AdmissionKind {
+  core::TenantClass asked;
+  core::TenantClass granted;
+  std::string reason;
+  bool operator<(const AdmissionKind& other) const {
+    return std::tie(asked, granted, reason) < std::tie(other.asked, other.granted, other.reason);
+  }
+};
 
 struct MpsHealth {
   bool wanted = false;
@@ -120,7 +164,9 @@ struct SchedulerStatus {
   bool draining = false;
   std::vector<DeviceStatus> devices;
   std::vector<TenantStatus> tenants;
-  std::map<TenantLabels, TenantTotals> retired;       // Of tenants that are gone.
+  std::vector<DeviceDemand> demands;                  // By UUID.
+  std::map<AdmissionKind, uint64_t> admissions;       // Decisions since the start.
+  std::map<TenantLabels, TenantTotals> retired;       // Of tenants that are gone since lately.
   std::map<std::string, uint64_t> sessions_detached;  // By reason.
   std::map<std::string, uint64_t> handshakes_refused;
   uint64_t sessions_total = 0;

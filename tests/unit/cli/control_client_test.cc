@@ -49,7 +49,7 @@ class FakeScheduler final : public control::Control::Service {
     control::HoldTenantEvent event;
     event.mutable_registered()->set_tenant_id(7);
     event.mutable_registered()->set_attach_token(token);
-    event.mutable_registered()->set_attach_socket_path("/run/attach/" + token + ".sock");
+    event.mutable_registered()->set_attach_socket_path("/run/attach/" + token + "/attach.sock");
     writer->Write(event);
     ++held_;
     changed_.notify_all();
@@ -142,7 +142,7 @@ TEST_F(ControlClientTest, AHeldTenantIsUnregisteredAtTheEnd) {
   const std::unique_ptr<ControlClient> client = ControlClient::Make(directory_);
   auto hold = client->HoldTenant(control::TenantSpec());
   ASSERT_TRUE(hold.ok()) << hold.error().message;
-  EXPECT_EQ((*hold)->attach_socket_path(), "/run/attach/abc.sock");
+  EXPECT_EQ((*hold)->attach_socket_path(), "/run/attach/abc/attach.sock");
   EXPECT_TRUE(scheduler.WaitHeld(1));
   hold->reset();
   EXPECT_TRUE(scheduler.unregistered());
@@ -158,7 +158,7 @@ TEST_F(ControlClientTest, AHeldTenantReturnsToTheNextSchedulerAtTheSameSocket) {
   FakeScheduler second(directory_, grpc::Status::OK);
   ASSERT_TRUE(second.WaitHeld(1));
   EXPECT_EQ(second.tokens(), (std::vector<std::string>{"abc"}));
-  EXPECT_EQ((*hold)->attach_socket_path(), "/run/attach/abc.sock");
+  EXPECT_EQ((*hold)->attach_socket_path(), "/run/attach/abc/attach.sock");
 }
 
 TEST_F(ControlClientTest, AHeldTenantEndsWithoutAScheduler) {

@@ -29,7 +29,7 @@ struct Side {
   Side(base::EventLoop* loop, const base::Clock* clock, const std::string& directory,
        uint64_t epoch, AttachLimits limits = {})
       : scheduler(Options(epoch), clock->NowNs()),
-        server(loop, clock, &scheduler, directory, limits) {}
+        server(loop, clock, &scheduler, *AttachDirectory::Open(directory, false), limits) {}
   static SchedulerOptions Options(uint64_t epoch) {
     SchedulerOptions options;
     options.epoch = epoch;

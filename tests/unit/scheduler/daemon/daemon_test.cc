@@ -327,11 +327,12 @@ TEST_F(DaemonTest, TheEndLeavesNoSockets) {
 
 TEST_F(DaemonTest, SocketsOfAKilledSchedulerAreSweptUp) {
   Stop();
-  const std::string stale = directory_ + "/r/attach/00112233445566778899aabbccddeeff.sock";
-  auto listener = base::ListenUnix(stale, SOCK_SEQPACKET, 0600, 1);
+  const std::string folder = directory_ + "/r/attach/00112233445566778899aabbccddeeff";
+  std::filesystem::create_directory(folder);
+  auto listener = base::ListenUnix(folder + "/attach.sock", SOCK_SEQPACKET, 0600, 1);
   ASSERT_TRUE(listener.ok());
   Start();
-  EXPECT_FALSE(std::filesystem::exists(stale));
+  EXPECT_FALSE(std::filesystem::exists(folder));
 }
 
 }  // namespace

@@ -17,7 +17,10 @@ SchedulerStatus Picture() {
   camera.spec.name = "camera";
   camera.spec.pod = "cam-0";
   camera.spec.tenant_class = core::TenantClass::kRealtime;
+  camera.admission.asked = camera.admission.granted = core::TenantClass::kRealtime;
+  camera.admission.reason = "admitted";
   TenantDeviceStatus& on = camera.devices.emplace_back();
+  on.tenant_class = core::TenantClass::kRealtime;
   on.device_uuid = "GPU-1";
   on.sessions = 1;
   on.totals.jobs.jobs = 3;
@@ -30,8 +33,11 @@ SchedulerStatus Picture() {
   TenantStatus& training = status.tenants.emplace_back();
   training.spec.name = "training";
   training.spec.tenant_class = core::TenantClass::kBestEffort;
+  training.admission.asked = training.admission.granted = core::TenantClass::kBestEffort;
+  training.admission.reason = "admitted";
   training.spec.limit_bytes = 5000;
   TenantDeviceStatus& at = training.devices.emplace_back();
+  at.tenant_class = core::TenantClass::kBestEffort;
   at.device_uuid = "GPU-1";
   at.memory_used_bytes = 4000;
   at.totals.counters[static_cast<size_t>(abi::Counter::kOps)] = 42;
@@ -85,7 +91,7 @@ TEST(MetricsTest, FinishedTenantsCountOn) {
   SchedulerStatus status = Picture();
   TenantTotals gone;
   gone.jobs.jobs = 10;
-  status.retired[LabelsOf(status.tenants[0].spec, "GPU-1")].Add(gone);
+  status.retired[LabelsOf(status.tenants[0].spec, core::TenantClass::kRealtime, "GPU-1")].Add(gone);
   const std::string text = MetricsText(status, kInfo);
   EXPECT_NE(text.find("device=\"GPU-1\"} 13"), std::string::npos);
 }
