@@ -20,7 +20,7 @@ build: bootstrap ## build everything for development, in build/dev
 test: bootstrap ## everything that needs no GPU: all tests, sanitizers, fuzzers for a few seconds
 	@JOBS=$(JOBS) tools/test
 
-e2e: ## Rubato on a real one-node Kubernetes cluster, here and as root (tests/e2e/README.md)
+e2e: release ## Rubato on a real one-node Kubernetes cluster, here and as root (tests/e2e/README.md)
 	@tools/bootstrap --e2e
 	tests/e2e/run
 

@@ -18,7 +18,7 @@ PAUSE = "localhost/pause:e2e"
 BUSYBOX = "localhost/busybox:e2e"
 RUBATO = "localhost/rubato:e2e"
 TENANT = "localhost/tenant:e2e"
-APPLETS = ("sh", "sleep", "cat", "ls", "wget", "echo", "true", "false", "id", "env", "mount", "nc")
+APPLETS = ("sh", "sleep", "cat", "ls", "wget", "echo", "true", "false", "id", "env", "mkfifo", "nc")
 
 
 def folder(name):
@@ -107,6 +107,7 @@ def pack_tenant(program):
             shutil.copy(os.path.realpath(library), target)
     for name in ("tmp", "etc", "proc", "sys", "dev", "run"):
         os.makedirs(os.path.join(root, name))
+    os.chmod(os.path.join(root, "tmp"), 0o1777)
     node.run("ldconfig", "-r", root)
     pack(TENANT, root, environment=["PATH=/bin"])
 

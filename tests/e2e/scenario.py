@@ -123,8 +123,9 @@ class Scenario:
     def status(self):
         """`rubato status` as an administrator calls it on the node; None without a scheduler."""
         result = subprocess.run(
-            [os.path.join(self.options.build_dir, "bin", "rubato"), "status", "--runtime-dir",
-             "/run/rubato", "--output", "json"], text=True, capture_output=True, check=False)
+            [os.path.join(self.options.build_dir, "bin", "rubato"), "status", "--output",
+             "json"], text=True, capture_output=True, check=False,
+            env={**os.environ, "RUBATO_RUNTIME_DIR": "/run/rubato"})
         try:
             document = json.loads(result.stdout)
         except ValueError:
@@ -254,7 +255,7 @@ class Scenario:
         """A real-time and two best-effort pods share one GPU, each in its class, with its slots."""
         self.cluster.apply(tenants.realtime(slots=3),
                            tenants.best_effort("batch-a", 3, {"priority": "high"}),
-                           tenants.best_effort("batch-b", 2, {"memory": "2Gi"}))
+                           tenants.best_effort("batch-b", 2, {"memory": "2Gi"}, user=1000))
         for name, namespace in ALL_PODS:
             wait_until(lambda: self.pod_running(name, namespace), f"{name} runs")
 
@@ -405,11 +406,12 @@ class Scenario:
                    for line in log.splitlines())
 
     def sessions(self):
+        """Each attached program and when it attached: what must not change if nothing noticed."""
         document = self.status()
         if document is None:
             return None
-        return {session["pid"]: session["attached_ns"]
-                for tenant in document["tenants"] for session in tenant["session_list"]}
+        return sorted((tenant["pod"], session["attached_ns"])
+                      for tenant in document["tenants"] for session in tenant["session_list"])
 
     def _attached_again(self, old_epoch):
         """Waits for another scheduler with all three programs; seconds from its start to the last."""
@@ -501,7 +503,6 @@ class Scenario:
         tokens = self.allocations()
         pod = tenants.pod("crashing", tenants.BEST_EFFORT_NAMESPACE, 2, {}, ["false"],
                           restart="Always")
-        pod["spec"]["containers"][0]["command"] = ["/bin/false"]
         self.cluster.apply(pod)
 
         def crashed():

@@ -20,9 +20,10 @@ DEADLINE_NS = 160_000_000
 
 
 def pod(name, namespace, slots, annotations, words, restart="Never"):
-    """A pod of one container that asks for slots. The program's input says one line, then stays open:
-    a container's input is empty, and both programs end with theirs."""
-    line = " ".join(words)
+    """A pod of one container that asks for slots. A container's input is empty, and both programs end
+    with theirs, so theirs is a pipe that stays open, with what `words` begins with, if that is "go"."""
+    say = "echo go; " if words[0] == "go" else ""
+    line = " ".join(word for word in words if word != "go")
     return {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": name},
@@ -32,7 +33,9 @@ def pod(name, namespace, slots, annotations, words, restart="Never"):
             "restartPolicy": restart, "terminationGracePeriodSeconds": 1,
             "containers": [{
                 "name": "main", "image": images.TENANT, "imagePullPolicy": "Never",
-                "command": ["/bin/sh", "-c", f"{{ echo go; exec sleep 1000000; }} | exec {line}"],
+                "command": ["/bin/sh", "-c",
+                            f"mkfifo /tmp/input; {{ {say}exec sleep 1000000; }} >/tmp/input & "
+                            f"exec {line} </tmp/input"],
                 "resources": {"limits": {"rubato.dev/gpu": slots}}}]}}
 
 
@@ -41,13 +44,15 @@ def realtime(name="realtime", slots=3, period_ns=PERIOD_NS, deadline_ns=DEADLINE
     return pod(name, namespace, slots,
                {"class": "realtime", "period": f"{period_ns // 1_000_000}ms",
                 "deadline": f"{deadline_ns // 1_000_000}ms"},
-               ["rubato-test-tenant", "periodic", "--period-ns", str(period_ns), "--jobs",
+               ["go", "rubato-test-tenant", "periodic", "--period-ns", str(period_ns), "--jobs",
                 "1000000", "--kernels", "3", "--kernel-ns", str(kernel_ns)])
 
 
-def best_effort(name, slots, annotations=None):
-    return pod(name, BEST_EFFORT_NAMESPACE, slots, annotations or {},
+def best_effort(name, slots, annotations=None, user=0):
+    made = pod(name, BEST_EFFORT_NAMESPACE, slots, annotations or {},
                ["rubato-test-tenant", "flood", "--kernel-ns", "200000", "--depth", "4"])
+    made["spec"]["securityContext"] = {"runAsUser": user, "runAsGroup": user}
+    return made
 
 
 class Job:
