@@ -49,6 +49,11 @@ bool ObjectSplitter::Emit(std::string_view json) {
 
 bool ObjectSplitter::FeedLines(std::string_view bytes) {
   while (!bytes.empty()) {
+    if (object_.empty() && !skipping_) {
+      const size_t text = bytes.find_first_not_of(" \t\r");
+      if (text == std::string_view::npos) return true;
+      bytes.remove_prefix(text);
+    }
     const void* newline = std::memchr(bytes.data(), '\n', bytes.size());
     if (newline == nullptr) {
       if (skipping_ || object_.size() + bytes.size() > max_object_bytes_) {
@@ -62,8 +67,7 @@ bool ObjectSplitter::FeedLines(std::string_view bytes) {
     const auto length = static_cast<size_t>(static_cast<const char*>(newline) - bytes.data());
     const std::string_view line = bytes.substr(0, length);
     bytes.remove_prefix(length + 1);
-    const bool blank = line.find_first_not_of(" \t\r") == std::string_view::npos;
-    if (blank && object_.empty() && !skipping_) continue;
+    if (line.empty() && object_.empty() && !skipping_) continue;
     if (!Emit(line)) return false;
   }
   return true;

@@ -91,6 +91,7 @@ class PodSax final : public nlohmann::json_sax<nlohmann::json> {
       : selection_(selection), event_(event), out_(out) {}
 
   bool done() const { return done_; }
+  bool have_type() const { return have_type_; }
   const std::string& fault() const { return fault_; }
   std::vector<std::pair<std::string, std::string>> TakeStatuses() { return std::move(statuses_); }
 
@@ -120,7 +121,10 @@ class PodSax final : public nlohmann::json_sax<nlohmann::json> {
     Pod& pod = out_->pod;
     switch (place()) {
       case Place::kEvent:
-        if (key_ == "type") out_->type = TypeOf(value);
+        if (key_ == "type") {
+          out_->type = TypeOf(value);
+          have_type_ = true;
+        }
         break;
       case Place::kObject:
         if (key_ == "reason") out_->error_reason = value.substr(0, kMaxMessage);
@@ -308,7 +312,7 @@ class PodSax final : public nlohmann::json_sax<nlohmann::json> {
   // event comes before its object from every server that there is, but no rule says so.
   bool NothingMore() {
     if (!have_metadata_ || !have_spec_ || out_->pod.asks()) return false;
-    if (event_ && out_->type == PodObject::Type::kOther) return false;
+    if (event_ && !have_type_) return false;
     done_ = true;
     return true;
   }
@@ -330,6 +334,7 @@ class PodSax final : public nlohmann::json_sax<nlohmann::json> {
   std::string status_name_;
   std::string status_id_;
   std::vector<std::pair<std::string, std::string>> statuses_;
+  bool have_type_ = false;
   bool have_metadata_ = false;
   bool have_spec_ = false;
   bool done_ = false;
@@ -346,6 +351,8 @@ base::Result<PodObject> Read(std::string_view json, const PodSelection& selectio
   } catch (const std::exception& error) {
     return base::Error{base::ErrorCode::kInvalid, std::string("not a pod: ") + error.what()};
   }
+  if (event && !sax.have_type())
+    return base::Error{base::ErrorCode::kInvalid, "not an event: it has no type"};
   Pod& pod = object.pod;
   for (auto& [name, id] : sax.TakeStatuses()) {
     for (PodContainer& container : pod.containers) {
