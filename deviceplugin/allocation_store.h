@@ -55,8 +55,8 @@ class AllocationStore {
   using Added = std::function<void(base::Result<AllocationRecord>)>;
   using Done = std::function<void(base::Result<void>)>;
 
-  // More are refused: at one allocation a minute for a week nobody called Release().
-  static constexpr size_t kMostRecords = 10'000;
+  // More are refused: nobody has called Release() for a long while.
+  static constexpr size_t kMostRecords = 4096;
 
   // Reads the records (on the calling thread: main, before the loop runs) and makes what is
   // missing. Parents of both paths are made, too. Errors: a directory that cannot be made or read.
