@@ -17,6 +17,8 @@ LAYOUTS = os.path.join(node.E2E, "images")
 PAUSE = "localhost/pause:e2e"
 BUSYBOX = "localhost/busybox:e2e"
 RUBATO = "localhost/rubato:e2e"
+# The same programs with another shim: what an upgrade brings.
+RUBATO_NEXT = "localhost/rubato:e2e-next"
 TENANT = "localhost/tenant:e2e"
 APPLETS = ("sh", "sleep", "cat", "ls", "wget", "echo", "true", "false", "id", "env", "mkfifo", "nc")
 
@@ -39,12 +41,13 @@ def pack(image, root, entrypoint=None, environment=()):
     shutil.rmtree(layout, ignore_errors=True)
     os.makedirs(LAYOUTS, exist_ok=True)
     node.run("umoci", "init", "--layout", layout)
-    node.run("umoci", "new", "--image", f"{layout}:e2e")
-    node.run("umoci", "insert", "--image", f"{layout}:e2e", root, "/")
+    reference = f"{layout}:{image.rpartition(':')[2]}"
+    node.run("umoci", "new", "--image", reference)
+    node.run("umoci", "insert", "--image", reference, root, "/")
     settings = [f"--config.entrypoint={word}" for word in entrypoint or ()]
     settings += [f"--config.env={word}" for word in environment]
     if settings:
-        node.run("umoci", "config", "--image", f"{layout}:e2e", *settings)
+        node.run("umoci", "config", "--image", reference, *settings)
     with tarfile.open(archive(image), "w") as tar:
         for name in sorted(os.listdir(layout)):
             tar.add(os.path.join(layout, name), arcname=name)
@@ -69,8 +72,7 @@ def pack_busybox():
 
 def load(image):
     """Inside the node: gives containerd the image under its name."""
-    name, _, tag = image.rpartition(":")
-    del tag  # The layouts' only tag is e2e, and ctr takes it from there.
+    name = image.rpartition(":")[0]  # The tag is in the archive.
     with open(archive(image), "rb") as tar:
         result = subprocess.run(
             ["ctr", "--namespace", "k8s.io", "images", "import", "--base-name", name, "-"],
@@ -117,6 +119,11 @@ def pack_rubato(build_dir):
     root = os.path.join(FOLDERS, "rubato")
     node.run(os.path.join(node.ROOT, "deploy", "docker", "rootfs"), build_dir, root)
     pack(RUBATO, root)
+    for shim in ("librubato-cuda.so", "librubato-hip.so"):
+        path = os.path.join(root, "usr", "lib", "rubato", shim)
+        node.run("objcopy", f"--add-section=.rubato.next={node.__file__}",
+                 "--set-section-flags=.rubato.next=noload,readonly", path)
+    pack(RUBATO_NEXT, root)
 
 
 def prepare(options, tenant_program, say):

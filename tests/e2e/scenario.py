@@ -114,9 +114,10 @@ class Scenario:
     def helm(self, *arguments):
         return node.run(os.path.join(node.ROOT, "build", "tools", "helm"), *arguments)
 
-    def helm_settings(self):
+    def helm_settings(self, image=images.RUBATO):
+        repository, _, tag = image.rpartition(":")
         return [f"--set={setting}" for setting in (
-            "image.repository=localhost/rubato", "image.tag=e2e", "image.pullPolicy=Never",
+            f"image.repository={repository}", f"image.tag={tag}", "image.pullPolicy=Never",
             "softwareGpu.enabled=true", f"softwareGpu.timeDilation={tenants.DILATION}",
             f"policy.realtimeNamespaces={{{tenants.REALTIME_NAMESPACE}}}")]
 
@@ -234,7 +235,7 @@ class Scenario:
     # -- Rubato: steps -----------------------------------------------------------------------------
 
     def install(self):
-        for image in (images.RUBATO, images.TENANT):
+        for image in (images.RUBATO, images.RUBATO_NEXT, images.TENANT):
             images.load(image)
         self.helm("install", "rubato", CHART, "--namespace", SYSTEM, "--create-namespace",
                   "--wait", "--timeout=3m", *self.helm_settings())
@@ -480,23 +481,49 @@ class Scenario:
 
         return self.not_later(self.span(kill, least_s=15))
 
-    def replaced(self):
-        """Agent and scheduler give way to a new pod, as at an upgrade, while everything runs."""
+    def shim_of(self, name, namespace):
+        """The host's folder of the shim that is mounted into the pod; the hash of its content."""
+        uid = self.pod(name, namespace)["metadata"]["uid"]
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if uid not in node.read(f"/proc/{pid}/cgroup"):
+                    continue
+                mounts = node.read(f"/proc/{pid}/mountinfo")
+            except OSError:
+                continue
+            for line in mounts.splitlines():
+                fields = line.split()
+                if fields[4].startswith("/usr/local/lib/rubato/librubato-"):
+                    return os.path.basename(os.path.dirname(fields[3]))
+        raise StepFailed(f"no process of {name} has our shim mounted")
+
+    def upgraded(self):
+        """A new version takes the place of agent and scheduler while everything runs."""
         epoch = self.status()["scheduler"]["epoch"]
         old = self.agent_pod()["metadata"]["name"]
 
-        def roll():
-            self.cluster.kubectl("rollout", "restart", "daemonset/rubato", "--namespace", SYSTEM)
+        def upgrade():
+            self.helm("upgrade", "rubato", CHART, "--namespace", SYSTEM,
+                      *self.helm_settings(images.RUBATO_NEXT))
             attached = self._attached_again(epoch)
             self.cluster.kubectl("rollout", "status", "daemonset/rubato", "--namespace", SYSTEM,
                                  "--timeout=2m")
             return {"seconds to attach again": attached}
 
-        facts = self.not_later(self.span(roll, least_s=20))
+        facts = self.not_later(self.span(upgrade, least_s=20))
         if self.agent_pod()["metadata"]["name"] == old:
             raise StepFailed("the pod was not replaced")
         wait_until(lambda: self.slots_of_node() == SLOTS, "the slots are back")
-        return facts
+        # Those that run keep their shim, those that come get the new one.
+        before = self.shim_of("realtime", tenants.REALTIME_NAMESPACE)
+        self.cluster.apply(tenants.best_effort("late", 2))
+        wait_until(lambda: (self.tenant("late") or {}).get("sessions"),
+                   "a new pod is attached to the new version")
+        after = self.shim_of("late", tenants.BEST_EFFORT_NAMESPACE)
+        if before == after or not os.path.isdir(f"/var/lib/rubato/shim/{before}"):
+            raise StepFailed(f"the running pod's shim is {before}, the new one's {after}")
+        self.delete_pod("late", tenants.BEST_EFFORT_NAMESPACE)
+        return {**facts, "shims": f"{before} of running pods, {after} of new ones"}
 
     def crash_loop(self):
         """A pod that crashes again and again keeps its slots and its one allocation; then frees it."""
@@ -540,8 +567,8 @@ class Scenario:
 
     def uninstall(self):
         """Leaving in two steps, with a pod that still runs; what is left is listed."""
-        self.helm("upgrade", "rubato", CHART, "--namespace", SYSTEM, *self.helm_settings(),
-                  "--set=cleanup.enabled=true")
+        self.helm("upgrade", "rubato", CHART, "--namespace", SYSTEM,
+                  *self.helm_settings(images.RUBATO_NEXT), "--set=cleanup.enabled=true")
         name = "daemonset/rubato-cleanup"
         wait_until(lambda: self.slots_of_node() == 0, "the node offers no slots any more")
         cleaning = lambda: self.cluster.object("daemonset", "rubato-cleanup", SYSTEM)["status"]
@@ -586,7 +613,7 @@ class Scenario:
         yield "kubelet restart", self.kubelet_restart
         yield "agent killed", self.agent_killed
         yield "scheduler killed", self.scheduler_killed
-        yield "replaced", self.replaced
+        yield "upgraded", self.upgraded
         yield "crash loop", self.crash_loop
         yield "drain", self.drain
         yield "uninstall", self.uninstall
