@@ -37,6 +37,10 @@ SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/pa
 PR_SET_PDEATHSIG = 1
 
 
+class Ended(BaseException):
+    """The user, or the machine, wants us to end. No failure of a step, so no Exception."""
+
+
 def read(path):
     with open(path, encoding="utf-8", errors="replace") as file:
         return file.read()

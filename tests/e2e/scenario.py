@@ -660,16 +660,18 @@ def run(options):
     memory.start()
     failure = None
     try:
-        scenario.run()
-    except Exception as error:  # A failed step must leave the logs and the table behind.
-        failure = str(error) if isinstance(error, StepFailed) else traceback.format_exc()
-        say(f"FAILED: {failure}")
-        scenario.explain()
-    try:
+        try:
+            scenario.run()
+        except Exception as error:  # A failed step must leave the logs and the table behind.
+            failure = str(error) if isinstance(error, StepFailed) else traceback.format_exc()
+            say(f"FAILED: {failure}")
+            scenario.explain()
         if options.keep:
             say("the cluster is kept until Ctrl-C; look into it with tests/e2e/enter")
             while True:
                 time.sleep(3600)
+    except node.Ended as ended:
+        failure = failure or (None if options.keep else f"ended by {ended}")
     finally:
         memory.end()
         scenario.table(memory.peak_bytes)
