@@ -1,6 +1,6 @@
 # Libraries from the system's packages (tools/bootstrap installs them), under names that do not
 # depend on the distribution: rubato::grpc, rubato::protobuf, rubato::yaml, rubato::log,
-# rubato::json, rubato::cli11, rubato::prometheus, rubato::curl.
+# rubato::json, rubato::cli11, rubato::prometheus, rubato::civetweb, rubato::curl.
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
@@ -49,6 +49,18 @@ if(RUBATO_STATIC_GRPC)
   target_link_options(rubato_curl INTERFACE "-Wl,--exclude-libs,ALL")
 endif()
 add_library(rubato::curl ALIAS rubato_curl)
+
+# The web server of prometheus-cpp's pull library, whose package brings it.
+find_path(RUBATO_CIVETWEB_INCLUDE CivetServer.h)
+find_library(RUBATO_CIVETWEB_CPP civetweb-cpp)
+find_library(RUBATO_CIVETWEB civetweb)
+mark_as_advanced(RUBATO_CIVETWEB_INCLUDE RUBATO_CIVETWEB_CPP RUBATO_CIVETWEB)
+if(NOT RUBATO_CIVETWEB_INCLUDE OR NOT RUBATO_CIVETWEB_CPP OR NOT RUBATO_CIVETWEB)
+  message(FATAL_ERROR "civetweb was not found. Run tools/bootstrap, then configure again.")
+endif()
+add_library(rubato_civetweb INTERFACE)
+target_link_libraries(rubato_civetweb INTERFACE ${RUBATO_CIVETWEB_CPP} ${RUBATO_CIVETWEB})
+add_library(rubato::civetweb ALIAS rubato_civetweb)
 
 add_library(rubato_yaml INTERFACE)
 if(TARGET yaml-cpp::yaml-cpp)
