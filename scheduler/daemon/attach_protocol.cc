@@ -122,7 +122,14 @@ AttachReply AttachProtocol::OnHello(std::span<const std::byte> packet, Nanos now
   process_.vendor = hello.vendor;
   process_.shim_build = hello.shim_build;
   process_.reattach = (hello.flags & abi::kHelloReattach) != 0;
-  process_.tenant_class = scheduler_->ClassForProcess(tenant_, process_.reattach, now_ns);
+  if (process_.reattach) {
+    core::TenantClass claimed = core::TenantClass::kFree;
+    if ((hello.flags & abi::kHelloRealtime) != 0) claimed = core::TenantClass::kRealtime;
+    if ((hello.flags & abi::kHelloBestEffort) != 0) claimed = core::TenantClass::kBestEffort;
+    process_.tenant_class = scheduler_->ClassForOldProcess(tenant_, claimed);
+  } else {
+    process_.tenant_class = scheduler_->ClassForNewProcess(tenant_, now_ns);
+  }
   process_.program =
       base::Printable({hello.program, strnlen(hello.program, sizeof(hello.program))}, 64);
 

@@ -377,12 +377,11 @@ const AdmissionDecision* Scheduler::AdmissionOf(TenantId id) const {
   return found == tenants_.end() ? nullptr : &found->second->admission;
 }
 
-core::TenantClass Scheduler::ClassForProcess(TenantId id, bool reattach, Nanos now_ns) {
+core::TenantClass Scheduler::ClassForNewProcess(TenantId id, Nanos now_ns) {
   const auto found = tenants_.find(id);
   if (found == tenants_.end()) return core::TenantClass::kFree;
   Tenant& tenant = *found->second;
-  if (reattach || tenant.granted() == tenant.spec.tenant_class ||
-      !tenant.spec.refusal_reason.empty())
+  if (tenant.granted() == tenant.spec.tenant_class || !tenant.spec.refusal_reason.empty())
     return tenant.granted();
   AdmissionDecision decision = Decide(tenant.spec, id, now_ns);
   if (decision.granted == tenant.granted() && decision.reason == tenant.admission.reason) {
@@ -394,6 +393,12 @@ core::TenantClass Scheduler::ClassForProcess(TenantId id, bool reattach, Nanos n
   return tenant.granted();
 }
 
+core::TenantClass Scheduler::ClassForOldProcess(TenantId id, core::TenantClass claimed) const {
+  const auto found = tenants_.find(id);
+  if (found == tenants_.end()) return core::TenantClass::kFree;
+  return claimed == core::TenantClass::kBestEffort ? claimed : found->second->granted();
+}
+
 base::Result<void> Scheduler::UpdateTenant(TenantId id, const core::TenantSpec& spec,
                                            Nanos now_ns) {
   const auto found = tenants_.find(id);
@@ -402,9 +407,11 @@ base::Result<void> Scheduler::UpdateTenant(TenantId id, const core::TenantSpec& 
   if (auto valid = core::ValidateSpec(spec); !valid) return valid;
   Tenant& tenant = *found->second;
   const core::TenantSpec& old = tenant.spec;
-  if (spec.name != old.name || spec.pod != old.pod || spec.name_space != old.name_space ||
-      spec.container != old.container || spec.pod_uid != old.pod_uid ||
-      spec.any_user != old.any_user)
+  // A container may be known by its socket before anybody can tell whose it is.
+  const bool unnamed = old.name_space.empty() && !spec.name_space.empty();
+  const bool same_names = spec.name == old.name && spec.pod == old.pod &&
+                          spec.name_space == old.name_space && spec.container == old.container;
+  if ((!same_names && !unnamed) || spec.any_user != old.any_user)
     return Error{ErrorCode::kInvalid,
                  "the names of a tenant and any_user cannot change; register a new tenant"};
   AdmissionDecision decision = Decide(spec, id, now_ns);

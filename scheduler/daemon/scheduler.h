@@ -75,16 +75,18 @@ class Scheduler {
   // A tenant that asks for real-time and does not fit is added as best-effort; AdmissionOf says so.
   base::Result<TenantId> AddTenant(const core::TenantSpec& spec, Nanos now_ns);
   // Decides anew; a tenant that asks for no more than it was granted keeps it. Sessions keep their
-  // class, and real-time ones their promise if the new one is not granted.
+  // class, and real-time ones their promise if the new one is not granted. Names stay, but for
+  // those of a tenant without a namespace, which may get all of them once, and the pod's UID.
   base::Result<void> UpdateTenant(TenantId id, const core::TenantSpec& spec, Nanos now_ns);
   // What would be decided about the spec now, were it in the place of `replaced` (0: of nobody).
   base::Result<AdmissionDecision> CheckAdmission(const core::TenantSpec& spec, TenantId replaced,
                                                  Nanos now_ns) const;
   const AdmissionDecision* AdmissionOf(TenantId id) const;
   // The class of a process that starts now: a tenant that did not fit earlier is tested again.
-  // One that re-attaches has started under an earlier scheduler, which decided the same as this one
-  // if it was asked the same.
-  core::TenantClass ClassForProcess(TenantId id, bool reattach, Nanos now_ns);
+  core::TenantClass ClassForNewProcess(TenantId id, Nanos now_ns);
+  // The class of one that started under an earlier scheduler, and says with which (kFree: nothing).
+  // Best-effort is believed; real-time, which costs others time, only if it is granted here too.
+  core::TenantClass ClassForOldProcess(TenantId id, core::TenantClass claimed) const;
   // A decision that made no tenant.
   void CountAdmission(const AdmissionDecision& decision);
   void RemoveTenant(TenantId id, Nanos now_ns);  // Ends its sessions.

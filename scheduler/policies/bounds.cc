@@ -27,7 +27,14 @@ abi::TenantLine TenantLineFor(const core::TenantSpec& spec, core::Mode mode,
   line.think_ns = static_cast<uint64_t>(jobs.think_ns);
   line.max_hold_ns = static_cast<uint64_t>(MaxHoldNs(jobs, period_ns, constants));
   line.deadline_ns = static_cast<uint64_t>(core::EffectiveDeadline(spec));
-  line.flags = PreTouches(spec, mode) ? abi::kTenantTouch : 0;
+  if (PreTouches(spec, mode)) {
+    line.flags |= abi::kTenantTouch;
+    // In a context of its own, too: elsewhere what is queued behind a job would run beside it.
+    const bool whole = jobs.think_ns == 0;  // Nothing follows the wait that ends a job.
+    if (whole && jobs.mret_ns != 0 && jobs.mret_ns <= constants.queue_behind_ns) {
+      line.flags |= abi::kTenantQueueBehind;
+    }
+  }
   line.priority = spec.priority;
   return line;
 }

@@ -10,7 +10,7 @@ Constants Constants::Dilated(uint32_t factor) const {
         &Constants::hold_floor_ns, &Constants::hold_limit_ns, &Constants::think_limit_ns,
         &Constants::blind_think_limit_ns, &Constants::think_guard_ns, &Constants::expire_floor_ns,
         &Constants::depth_ns, &Constants::jitter_guard_ns, &Constants::hold_window_ns,
-        &Constants::switch_ns}) {
+        &Constants::switch_ns, &Constants::queue_behind_ns}) {
     dilated.*time *= factor == 0 ? 1 : factor;
   }
   return dilated;

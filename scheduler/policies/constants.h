@@ -57,6 +57,11 @@ struct Constants {
   // floor: at least one period of most real-time tenants.
   uint64_t expire_factor = 3;
   Nanos expire_floor_ns = 30 * kMillisecond;
+  // While a job of at most this length drains, best-effort work may be queued behind it, so that
+  // the GPU does not wait for a host that must first fill an empty queue. The job is safe because
+  // contexts take turns of 2 ms (measured) and a job's turn begins with its pre-touch or its first
+  // kernel; the rest of the turn is for jobs that are longer than usual.
+  Nanos queue_behind_ns = 1300 * kMicrosecond;
   // A long copy goes in parts, so that it fills what is left of a window and never runs into a
   // release: about 125 us of an H200's device memory (measured: 1.0 ms for 2 GiB), 320 us of its
   // host link.

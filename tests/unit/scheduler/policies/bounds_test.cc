@@ -35,6 +35,27 @@ TEST(BoundsTest, OnlyTenantsWithAContextOfTheirOwnTouch) {
   EXPECT_FALSE(PreTouches(besteffort, core::Mode::kTimeslice));
 }
 
+TEST(BoundsTest, WorkMayBeQueuedBehindShortJobsThatNothingFollows) {
+  const Constants constants;
+  core::TenantSpec spec;
+  spec.tenant_class = core::TenantClass::kRealtime;
+  const auto behind = [&](const JobKnowledge& jobs, core::Mode mode) {
+    const abi::TenantLine line = TenantLineFor(spec, mode, jobs, 10 * kMillisecond, constants);
+    return (line.flags & abi::kTenantQueueBehind) != 0;
+  };
+  JobKnowledge jobs;
+  EXPECT_FALSE(behind(jobs, core::Mode::kTimeslice)) << "of unknown length";
+  jobs.mret_ns = kMillisecond;
+  EXPECT_TRUE(behind(jobs, core::Mode::kTimeslice));
+  EXPECT_TRUE(behind(jobs, core::Mode::kHybrid));
+  EXPECT_FALSE(behind(jobs, core::Mode::kMps)) << "there it would run beside the job";
+  jobs.think_ns = 20 * kMicrosecond;
+  EXPECT_FALSE(behind(jobs, core::Mode::kTimeslice)) << "the job may go on";
+  jobs = {};
+  jobs.mret_ns = 2 * kMillisecond;
+  EXPECT_FALSE(behind(jobs, core::Mode::kTimeslice)) << "longer than its turn";
+}
+
 TEST(BoundsTest, HoldsAreLimited) {
   const Constants constants;
   EXPECT_EQ(MaxHoldNs({}, 0, constants), constants.hold_floor_ns);

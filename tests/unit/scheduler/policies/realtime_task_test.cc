@@ -42,7 +42,7 @@ TEST(RealtimeTaskTest, JobsBecomeAPromise) {
   const abi::TenantLine tenant = task.tenant_line();
   EXPECT_EQ(tenant.tenant_class, static_cast<uint32_t>(abi::TenantClass::kRealtime));
   EXPECT_EQ(tenant.deadline_ns, static_cast<uint64_t>(kPeriod));
-  EXPECT_EQ(tenant.flags, abi::kTenantTouch);
+  EXPECT_EQ(tenant.flags, abi::kTenantTouch | abi::kTenantQueueBehind);
   EXPECT_EQ(tenant.think_ns, 0u);
   EXPECT_EQ(task.space_line().job_ns, static_cast<uint64_t>(kMillisecond));
   EXPECT_EQ(task.ledger().totals().jobs, 20u);
