@@ -2,6 +2,7 @@
 
 #include <sys/epoll.h>
 #include <sys/inotify.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -43,14 +44,27 @@ class InotifyWatch final : public DirectoryWatch {
 
   bool watching() const override { return watch_ >= 0; }
 
+  void Check() override {
+    struct stat status {};
+    if (watch_ < 0 || (::stat(path_.c_str(), &status) == 0 && status.st_dev == device_ &&
+                       status.st_ino == inode_))
+      return;
+    Lose();
+    Happened();
+  }
+
  private:
   void Look() {
     look_timer_ = 0;
     watch_ = ::inotify_add_watch(inotify_.get(), path_.c_str(), kMask);
-    if (watch_ >= 0) {
+    struct stat status {};
+    if (watch_ >= 0 && ::stat(path_.c_str(), &status) == 0) {
+      device_ = status.st_dev;
+      inode_ = status.st_ino;
       Happened();  // Whatever came before the watch did.
       return;
     }
+    Forget();
     look_timer_ = loop_->AddTimer(base::MonotonicNow() + kLookAgainNs, [this] { Look(); });
   }
 
@@ -69,12 +83,19 @@ class InotifyWatch final : public DirectoryWatch {
           lost = true;
       }
     }
-    if (lost && watch_ >= 0) {
-      ::inotify_rm_watch(inotify_.get(), watch_);
-      watch_ = -1;
-      if (look_timer_ == 0) look_timer_ = loop_->AddTimer(base::MonotonicNow(), [this] { Look(); });
-    }
+    if (lost) Lose();
     Happened();
+  }
+
+  void Forget() {
+    if (watch_ < 0) return;
+    ::inotify_rm_watch(inotify_.get(), watch_);
+    watch_ = -1;
+  }
+
+  void Lose() {
+    Forget();
+    if (look_timer_ == 0) look_timer_ = loop_->AddTimer(base::MonotonicNow(), [this] { Look(); });
   }
 
   void Happened() {
@@ -95,6 +116,8 @@ class InotifyWatch final : public DirectoryWatch {
   std::function<void()> changed_;
   base::UniqueFd inotify_;
   int watch_ = -1;
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
   base::Nanos latest_ns_ = 0;
   base::EventLoop::TimerId timer_ = 0;
   base::EventLoop::TimerId look_timer_ = 0;

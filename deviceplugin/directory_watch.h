@@ -30,6 +30,10 @@ class DirectoryWatch {
 
   // The directory is there and watched.
   virtual bool watching() const = 0;
+
+  // Looks whether the directory at the path is still the one that is watched. The kernel does not
+  // tell that one was removed while anything in it is open, a socket's connections included.
+  virtual void Check() = 0;
 };
 
 }  // namespace rubato::deviceplugin

@@ -33,6 +33,8 @@ constexpr Nanos kStableNs = 10 * base::kSecond;
 // Between the end of a stream and the next registration. The kubelet drops whichever client has our
 // name when it notices the end of a stream: it must have noticed before it hears of the new one.
 constexpr Nanos kAfterStreamNs = 100 * base::kMillisecond;
+// How often a kubelet's socket is looked for while there is none, beside being told.
+constexpr Nanos kAbsentNs = 500 * base::kMillisecond;
 // A mismatch is looked at twice, since lists travel while we ask.
 constexpr Nanos kSecondLookNs = 5 * base::kSecond;
 constexpr Nanos kDrainNs = base::kSecond;
@@ -516,10 +518,13 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
     }
     if (!kubelet.has_value()) {
       seen_.reset();
-      if (!watch_->watching())
-        return SetRegistered(false, places_.kubelet_directory +
-                                        " does not exist; is this a node, and is it mounted?");
-      return SetRegistered(false, "waiting for " + kubelet_socket_);
+      LookAgain(now_ns + kAbsentNs);
+      watch_->Check();
+      return SetRegistered(
+          false, watch_->watching()
+                     ? "waiting for " + kubelet_socket_
+                     : places_.kubelet_directory +
+                           " does not exist; is this a Kubernetes node, and is it mounted?");
     }
     if (kubelet != seen_) {
       // A new kubelet has not refused anything yet.
@@ -528,15 +533,16 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
       if (server_->streams() == 0)
         not_before_ns_ = std::min(not_before_ns_, now_ns + kAfterStreamNs);
     }
-    if (now_ns < not_before_ns_) {
-      loop_->RemoveTimer(retry_timer_);
-      retry_timer_ = loop_->AddTimer(not_before_ns_, [this] {
-        retry_timer_ = 0;
-        Look();
-      });
-      return;
-    }
+    if (now_ns < not_before_ns_) return LookAgain(not_before_ns_);
     Attempt(*kubelet);
+  }
+
+  void LookAgain(Nanos at_ns) {
+    loop_->RemoveTimer(retry_timer_);
+    retry_timer_ = loop_->AddTimer(at_ns, [this] {
+      retry_timer_ = 0;
+      Look();
+    });
   }
 
   void Attempt(const FileIdentity& kubelet) {
