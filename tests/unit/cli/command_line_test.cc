@@ -123,6 +123,7 @@ TEST(CommandLine, MistakesAreNamedInOneLineWithTheCure) {
       {{"run", "--period", "10ms", "--", "a"}, 125, "--period"},
       {{"run", "--class", "best-effort", "--deadline", "1ms", "--", "a"}, 125, "--deadline"},
       {{"run", "--class", "realtime", "--weight", "2", "--", "a"}, 125, "--weight"},
+      {{"run", "--require-class", "--", "a"}, 125, "--require-class"},
       {{"run", "--weight", "0", "--", "a"}, 125, "'0'"},
       {{"run", "--weight", "99999999999999999999", "--", "a"}, 125, "99999999999999999999"},
       {{"run", "--memory", "20Gi", "--", "a"}, 125, "20Gi"},

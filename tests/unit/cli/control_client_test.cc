@@ -49,6 +49,8 @@ class FakeScheduler final : public control::Control::Service {
     control::HoldTenantEvent event;
     event.mutable_registered()->set_tenant_id(7);
     event.mutable_registered()->set_attach_token(token);
+    event.mutable_registered()->mutable_admission()->set_reason("demand");
+    required_.push_back(request->require_class());
     event.mutable_registered()->set_attach_socket_path("/run/attach/" + token + "/attach.sock");
     writer->Write(event);
     ++held_;
@@ -79,6 +81,10 @@ class FakeScheduler final : public control::Control::Service {
     const std::lock_guard lock(mutex_);
     return tokens_;
   }
+  std::vector<bool> required() {
+    const std::lock_guard lock(mutex_);
+    return required_;
+  }
   bool unregistered() {
     const std::lock_guard lock(mutex_);
     return unregistered_;
@@ -90,6 +96,7 @@ class FakeScheduler final : public control::Control::Service {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::string> tokens_;
+  std::vector<bool> required_;  // The class that was asked for.
   int held_ = 0;
   bool unregistered_ = false;
 };
@@ -143,6 +150,7 @@ TEST_F(ControlClientTest, AHeldTenantIsUnregisteredAtTheEnd) {
   auto hold = client->HoldTenant(control::TenantSpec());
   ASSERT_TRUE(hold.ok()) << hold.error().message;
   EXPECT_EQ((*hold)->attach_socket_path(), "/run/attach/abc/attach.sock");
+  EXPECT_EQ((*hold)->admission().reason(), "demand");
   EXPECT_TRUE(scheduler.WaitHeld(1));
   hold->reset();
   EXPECT_TRUE(scheduler.unregistered());
@@ -152,12 +160,14 @@ TEST_F(ControlClientTest, AHeldTenantIsUnregisteredAtTheEnd) {
 TEST_F(ControlClientTest, AHeldTenantReturnsToTheNextSchedulerAtTheSameSocket) {
   auto first = std::make_unique<FakeScheduler>(directory_, grpc::Status::OK);
   const std::unique_ptr<ControlClient> client = ControlClient::Make(directory_);
-  const auto hold = client->HoldTenant(control::TenantSpec());
+  const auto hold = client->HoldTenant(control::TenantSpec(), true);
   ASSERT_TRUE(hold.ok()) << hold.error().message;
+  EXPECT_EQ(first->required(), (std::vector<bool>{true}));
   first.reset();
   FakeScheduler second(directory_, grpc::Status::OK);
   ASSERT_TRUE(second.WaitHeld(1));
   EXPECT_EQ(second.tokens(), (std::vector<std::string>{"abc"}));
+  EXPECT_EQ(second.required(), (std::vector<bool>{false})) << "the program runs already";
   EXPECT_EQ((*hold)->attach_socket_path(), "/run/attach/abc/attach.sock");
 }
 

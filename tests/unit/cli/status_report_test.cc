@@ -91,6 +91,58 @@ TEST(StatusReport, TableNamesSchedulerDevicesAndTenants) {
   EXPECT_EQ(text.find('\x1b'), std::string::npos);
 }
 
+TEST(StatusReport, TableSaysWhyATenantIsBestEffort) {
+  control::GetStatusResponse status = Example();
+  control::TenantStatus* refused = status.add_tenants();
+  refused->set_tenant_id(3);
+  refused->mutable_spec()->set_name("cam");
+  refused->mutable_spec()->set_namespace_("shop");
+  refused->mutable_spec()->set_pod("cam-0");
+  refused->mutable_spec()->set_container("infer");
+  refused->mutable_spec()->set_tenant_class(control::TENANT_CLASS_REALTIME);
+  refused->mutable_spec()->set_share_permille(300);
+  refused->mutable_spec()->set_limit_bytes(8ull << 30);
+  refused->mutable_spec()->add_device_uuids("GPU-1");
+  control::AdmissionDecision* decision = refused->mutable_admission();
+  decision->set_asked(control::TENANT_CLASS_REALTIME);
+  decision->set_granted(control::TENANT_CLASS_BEST_EFFORT);
+  decision->set_reason("demand");
+  decision->set_detail("would ask for 110 %\x1b[2J");
+  decision->set_demand_permille(1100);
+  status.mutable_devices(0)->set_realtime_demand_permille(805);
+  status.mutable_devices(0)->set_realtime_capacity_permille(900);
+  const std::string text = StatusTable(status);
+  EXPECT_TRUE(HasRow(text, {"shop/cam-0/infer", "realtime", "best-effort", "30%", "8 GiB", "demand",
+                            "would ask for 110 %?[2J"}))
+      << text;
+  EXPECT_TRUE(HasRow(text, {"Software GPU", "80.5%", "90%"})) << text;
+  EXPECT_TRUE(HasRow(TopTable(status, status), {"cam", "best-effort"}));
+  EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  const nlohmann::json json = nlohmann::json::parse(StatusJson(status));
+  const nlohmann::json& tenant = json["tenants"][2];
+  EXPECT_EQ(tenant["class"], "best-effort");
+  EXPECT_EQ(tenant["asked_class"], "realtime");
+  EXPECT_EQ(tenant["share_permille"], 300);
+  EXPECT_EQ(tenant["device_uuids"], nlohmann::json::array({"GPU-1"}));
+  EXPECT_EQ(tenant["admission"]["granted"], "best-effort");
+  EXPECT_EQ(tenant["admission"]["reason"], "demand");
+  EXPECT_EQ(tenant["admission"]["demand_permille"], 1100);
+  EXPECT_EQ(json["devices"][0]["realtime_demand_permille"], 805);
+}
+
+TEST(StatusReport, AClassChangeShowsAsTwoRows) {
+  control::GetStatusResponse status = Example();
+  control::TenantStatus* camera = status.mutable_tenants(0);
+  camera->mutable_devices(0)->set_tenant_class(control::TENANT_CLASS_REALTIME);
+  camera->mutable_admission()->set_granted(control::TENANT_CLASS_BEST_EFFORT);
+  control::TenantDeviceStatus* next = camera->add_devices();
+  next->set_tenant_class(control::TENANT_CLASS_BEST_EFFORT);
+  next->set_ops_total(11);
+  const std::string text = StatusTable(status);
+  EXPECT_TRUE(HasRow(text, {"camera", "realtime", "locked", "1000"})) << text;
+  EXPECT_TRUE(HasRow(text, {"camera", "best-effort", "-", "11"})) << text;
+}
+
 TEST(StatusReport, RealtimeTenantsStandFirstThenByName) {
   control::GetStatusResponse status = Example();
   for (const char* name : {"aaa", "zzz"}) {

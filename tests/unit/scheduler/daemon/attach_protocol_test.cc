@@ -74,6 +74,30 @@ TEST_F(AttachProtocolTest, AGoodHandshake) {
   EXPECT_EQ(scheduler_.SessionCount(tenant_), 0u);
 }
 
+TEST_F(AttachProtocolTest, AProcessOfAnEarlierSchedulerKeepsItsClass) {
+  const auto class_for = [&](uint32_t flags) {
+    AttachProtocol protocol(&scheduler_, tenant_, 1);
+    abi::HelloMessage hello = MakeHello();
+    hello.flags = flags;
+    const AttachReply reply = Give(&protocol, hello);
+    abi::WelcomeMessage welcome{};
+    __builtin_memcpy(&welcome, reply.bytes.data(), std::min(reply.bytes.size(), sizeof(welcome)));
+    protocol.OnEnd(base::MonotonicNow());
+    return static_cast<abi::TenantClass>(welcome.tenant_class);
+  };
+  using abi::TenantClass;
+  EXPECT_EQ(class_for(abi::kHelloReattach | abi::kHelloBestEffort), TenantClass::kBestEffort);
+  EXPECT_EQ(class_for(abi::kHelloReattach | abi::kHelloRealtime), TenantClass::kRealtime);
+  EXPECT_EQ(class_for(abi::kHelloReattach), TenantClass::kRealtime);
+  EXPECT_EQ(class_for(abi::kHelloBestEffort), TenantClass::kRealtime)
+      << "one that starts is told, it does not choose";
+  core::TenantSpec spec = *scheduler_.FindTenant(tenant_);
+  spec.tenant_class = TenantClass::kBestEffort;
+  ASSERT_TRUE(scheduler_.UpdateTenant(tenant_, spec, base::MonotonicNow()).ok());
+  EXPECT_EQ(class_for(abi::kHelloReattach | abi::kHelloRealtime), TenantClass::kBestEffort)
+      << "a claim to others' time is not enough";
+}
+
 TEST_F(AttachProtocolTest, HelloIsChecked) {
   struct Case {
     const char* what;

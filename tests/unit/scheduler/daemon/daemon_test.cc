@@ -16,6 +16,8 @@
 
 #include "base/unique_fd.h"
 #include "proto/control/v1/control.grpc.pb.h"
+#include "proto/health/v1/health.grpc.pb.h"
+#include "scheduler/daemon/health_probe.h"
 #include "tests/unit/scheduler/daemon/shim_stand_in.h"
 
 namespace rubato::sched {
@@ -36,9 +38,11 @@ class DaemonTest : public ::testing::Test {
     Stop();
     std::filesystem::remove_all(directory_);
   }
-  void Start() {
+  void Start(const std::string& attach_directory = "") {
     Options options;
     options.runtime_dir = directory_ + "/r";
+    options.attach_directory = attach_directory;
+    options.attach_shared = !attach_directory.empty();
     options.metrics_address = "127.0.0.1:0";
     auto daemon = Daemon::Start(options);
     ASSERT_TRUE(daemon.ok()) << daemon.error().message;
@@ -55,9 +59,16 @@ class DaemonTest : public ::testing::Test {
     thread_.join();
     daemon_.reset();
   }
-  std::unique_ptr<v1::Control::Stub> Stub() {
-    return v1::Control::NewStub(grpc::CreateChannel("unix:" + directory_ + "/r/control.sock",
-                                                    grpc::InsecureChannelCredentials()));
+  std::shared_ptr<grpc::Channel> Channel() {
+    return grpc::CreateChannel("unix:" + directory_ + "/r/control.sock",
+                               grpc::InsecureChannelCredentials());
+  }
+  std::unique_ptr<v1::Control::Stub> Stub() { return v1::Control::NewStub(Channel()); }
+  static v1::RegisterTenantRequest Slots(const char* name, uint32_t permille) {
+    v1::RegisterTenantRequest request = Request(name);
+    request.mutable_spec()->set_share_permille(permille);
+    request.mutable_spec()->add_device_uuids("GPU-1");
+    return request;
   }
   static v1::RegisterTenantRequest Request(const char* name = "camera") {
     v1::RegisterTenantRequest request;
@@ -209,6 +220,147 @@ TEST_F(DaemonTest, ErrorsHaveTheirCodes) {
   EXPECT_EQ(Stub()->RegisterTenant(&token_context, token, &registered).error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(Status().tenants_size(), 0);
+}
+
+TEST_F(DaemonTest, AdmissionIsAnswered) {
+  auto stub = Stub();
+  v1::RegisterTenantResponse first;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub->RegisterTenant(&context, Slots("first", 600), &first).ok());
+  }
+  EXPECT_EQ(first.admission().granted(), v1::TENANT_CLASS_REALTIME);
+  EXPECT_EQ(first.admission().demand_permille(), 600u);
+  EXPECT_EQ(first.admission().capacity_permille(), 1000u);
+  EXPECT_EQ(first.admission().deadline_ns(), 100'000'000u);
+  EXPECT_GT(first.admission().blocking_ns(), 0u);
+
+  v1::CheckAdmissionRequest check;
+  *check.mutable_spec() = Slots("second", 400).spec();
+  v1::AdmissionDecision decision;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub->CheckAdmission(&context, check, &decision).ok());
+  }
+  EXPECT_EQ(decision.asked(), v1::TENANT_CLASS_REALTIME);
+  EXPECT_EQ(decision.granted(), v1::TENANT_CLASS_BEST_EFFORT);
+  EXPECT_EQ(decision.reason(), "demand");
+  EXPECT_EQ(decision.device_uuid(), "GPU-1");
+
+  // The class or nothing: the same decision comes with the refusal.
+  v1::RegisterTenantRequest strict = Slots("second", 400);
+  strict.set_require_class(true);
+  v1::RegisterTenantResponse second;
+  {
+    grpc::ClientContext context;
+    const grpc::Status refused = stub->RegisterTenant(&context, strict, &second);
+    EXPECT_EQ(refused.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_EQ(refused.error_message(), decision.detail());
+    v1::AdmissionDecision details;
+    ASSERT_TRUE(details.ParseFromString(refused.error_details()));
+    EXPECT_EQ(details.demand_permille(), 1000u);
+    EXPECT_EQ(details.capacity_permille(), 900u);
+  }
+  {
+    grpc::ClientContext context;
+    auto reader = stub->HoldTenant(&context, strict);
+    v1::HoldTenantEvent event;
+    EXPECT_FALSE(reader->Read(&event));
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  }
+  EXPECT_EQ(Status().tenants_size(), 1);
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub->RegisterTenant(&context, Slots("second", 400), &second).ok());
+  }
+  EXPECT_EQ(second.admission().granted(), v1::TENANT_CLASS_BEST_EFFORT);
+
+  v1::UpdateTenantRequest update;
+  update.set_tenant_id(second.tenant_id());
+  *update.mutable_spec() = Slots("second", 300).spec();
+  v1::UpdateTenantResponse updated;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub->UpdateTenant(&context, update, &updated).ok());
+  }
+  EXPECT_EQ(updated.admission().granted(), v1::TENANT_CLASS_REALTIME);
+  const v1::GetStatusResponse status = Status();
+  ASSERT_EQ(status.tenants_size(), 2);
+  EXPECT_EQ(status.tenants(1).admission().granted(), v1::TENANT_CLASS_REALTIME);
+  EXPECT_EQ(status.tenants(1).spec().share_permille(), 300u);
+  EXPECT_EQ(status.tenants(1).spec().device_uuids(0), "GPU-1");
+  EXPECT_EQ(status.tenants(1).attach_token(), second.attach_token());
+  EXPECT_NE(Scrape().find("rubato_tenant_admission{tenant=\"second\""), std::string::npos);
+}
+
+TEST_F(DaemonTest, HealthFollowsTheDrain) {
+  namespace health = grpc::health::v1;
+  auto stub = health::Health::NewStub(Channel());
+  health::HealthCheckRequest request;
+  health::HealthCheckResponse response;
+  for (const char* service : {"", "rubato.control.v1.Control"}) {
+    grpc::ClientContext context;
+    request.set_service(service);
+    ASSERT_TRUE(stub->Check(&context, request, &response).ok());
+    EXPECT_EQ(response.status(), health::HealthCheckResponse::SERVING);
+  }
+  request.set_service("other");
+  {
+    grpc::ClientContext context;
+    EXPECT_EQ(stub->Check(&context, request, &response).error_code(), grpc::StatusCode::NOT_FOUND);
+  }
+  grpc::ClientContext other_context;
+  auto other = stub->Watch(&other_context, request);
+  ASSERT_TRUE(other->Read(&response));
+  EXPECT_EQ(response.status(), health::HealthCheckResponse::SERVICE_UNKNOWN);
+  other_context.TryCancel();
+  (void)other->Finish();
+
+  EXPECT_TRUE(ProbeHealth(directory_ + "/r/control.sock", false).ok());
+  EXPECT_FALSE(ProbeHealth(directory_ + "/r/nobody.sock", true, base::kSecond).ok());
+  request.set_service("");
+  grpc::ClientContext watch_context;
+  auto watch = stub->Watch(&watch_context, request);
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), health::HealthCheckResponse::SERVING);
+  grpc::ClientContext drain_context;
+  v1::DrainResponse drained;
+  ASSERT_TRUE(Stub()->Drain(&drain_context, {}, &drained).ok());
+  ASSERT_TRUE(watch->Read(&response));
+  EXPECT_EQ(response.status(), health::HealthCheckResponse::NOT_SERVING);
+  const auto serves = ProbeHealth(directory_ + "/r/control.sock", false);
+  ASSERT_FALSE(serves.ok());
+  EXPECT_NE(serves.error().message.find("drains"), std::string::npos);
+  EXPECT_TRUE(ProbeHealth(directory_ + "/r/control.sock", true).ok());
+  Stop();
+  while (watch->Read(&response)) {
+  }
+  EXPECT_EQ(watch->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(DaemonTest, AContainersFolderStaysWhereItIs) {
+  Stop();
+  const std::string root = directory_ + "/alloc";
+  const std::string token = "00112233445566778899aabbccddeeff";
+  std::filesystem::create_directories(root + "/" + token);
+  ::chmod(root.c_str(), 0755);
+  ::chmod((root + "/" + token).c_str(), 0755);
+  for (int i = 0; i < 2; ++i) {
+    Start(root);
+    v1::RegisterTenantRequest request = Request();
+    request.set_attach_token(token);
+    request.mutable_spec()->set_any_user(true);
+    v1::RegisterTenantResponse registered;
+    grpc::ClientContext context;
+    ASSERT_TRUE(Stub()->RegisterTenant(&context, request, &registered).ok());
+    EXPECT_EQ(registered.attach_socket_path(), root + "/" + token + "/attach.sock");
+    ShimStandIn shim([] {});
+    EXPECT_TRUE(shim.Attach(registered.attach_socket_path()));
+    Stop();
+    EXPECT_FALSE(std::filesystem::exists(registered.attach_socket_path()));
+    EXPECT_TRUE(std::filesystem::exists(root + "/" + token));
+  }
+  Start();
 }
 
 TEST_F(DaemonTest, AHeldTenantLivesAsLongAsTheCall) {

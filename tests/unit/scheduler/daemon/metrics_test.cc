@@ -74,6 +74,98 @@ TEST(MetricsTest, TenantsHaveTheirLabels) {
   EXPECT_EQ(ValueOf(text, "rubato_jobs_total" + training), "") << "no jobs, no series";
 }
 
+TEST(MetricsTest, SeriesAreThereFromAdmissionOn) {
+  SchedulerStatus status;
+  TenantStatus& pod = status.tenants.emplace_back();
+  pod.spec.name = "camera";
+  pod.spec.name_space = "shop";
+  pod.spec.pod = "cam-0";
+  pod.spec.container = "infer";
+  pod.spec.tenant_class = core::TenantClass::kRealtime;
+  pod.spec.period_ns = 10 * base::kMillisecond;
+  pod.spec.deadline_ns = 8 * base::kMillisecond;
+  pod.spec.share_permille = 300;
+  pod.spec.limit_bytes = 1 << 30;
+  pod.spec.device_uuids = {"GPU-1"};
+  pod.admission.asked = core::TenantClass::kRealtime;
+  pod.admission.granted = core::TenantClass::kRealtime;
+  pod.admission.reason = "admitted";
+  const std::string labels =
+      "{tenant=\"camera\",namespace=\"shop\",pod=\"cam-0\",container=\"infer\","
+      "class=\"realtime\",device=\"GPU-1\"}";
+  std::string text = MetricsText(status, kInfo);
+  for (const char* zero :
+       {"rubato_jobs_total", "rubato_deadline_misses_total", "rubato_sessions",
+        "rubato_memory_used_bytes", "rubato_launches_total", "rubato_tardiness_seconds_total",
+        "rubato_job_response_seconds_count", "rubato_release_locked"})
+    EXPECT_EQ(ValueOf(text, zero + labels), "0") << zero;
+  EXPECT_EQ(ValueOf(text, "rubato_deadline_seconds" + labels), "0.008");
+  EXPECT_EQ(ValueOf(text, "rubato_release_period_seconds" + labels), "0.01");
+  EXPECT_EQ(ValueOf(text, "rubato_overhead_budget_ratio" + labels), "0.02");
+  EXPECT_EQ(ValueOf(text, "rubato_share_ratio" + labels), "0.3");
+  EXPECT_EQ(ValueOf(text, "rubato_memory_limit_bytes" + labels), "1073741824");
+  EXPECT_EQ(ValueOf(text,
+                    "rubato_tenant_admission{tenant=\"camera\",namespace=\"shop\",pod=\"cam-0\","
+                    "container=\"infer\",class=\"realtime\",asked=\"realtime\","
+                    "reason=\"admitted\"}"),
+            "1");
+
+  // Refused: the series of the class that it has, and the reason.
+  pod.admission.granted = core::TenantClass::kBestEffort;
+  pod.admission.reason = "demand";
+  text = MetricsText(status, kInfo);
+  EXPECT_EQ(ValueOf(text, "rubato_jobs_total" + labels), "");
+  EXPECT_EQ(ValueOf(text, "rubato_deadline_seconds" + labels), "");
+  EXPECT_EQ(ValueOf(text,
+                    "rubato_gate_wait_seconds_total{tenant=\"camera\",namespace=\"shop\","
+                    "pod=\"cam-0\",container=\"infer\",class=\"best-effort\","
+                    "device=\"GPU-1\"}"),
+            "0");
+  EXPECT_EQ(ValueOf(text,
+                    "rubato_tenant_admission{tenant=\"camera\",namespace=\"shop\",pod=\"cam-0\","
+                    "container=\"infer\",class=\"best-effort\",asked=\"realtime\","
+                    "reason=\"demand\"}"),
+            "1");
+
+  status.tenants.clear();
+  EXPECT_EQ(MetricsText(status, kInfo).find("camera"), std::string::npos)
+      << "nothing of a tenant that is gone and did nothing";
+}
+
+TEST(MetricsTest, AClassChangeMakesASecondSeries) {
+  SchedulerStatus status = Picture();
+  TenantStatus& camera = status.tenants[0];
+  TenantDeviceStatus next;
+  next.tenant_class = core::TenantClass::kBestEffort;
+  next.device_uuid = "GPU-1";
+  next.totals.counters[static_cast<size_t>(abi::Counter::kOps)] = 7;
+  camera.devices.push_back(next);
+  camera.admission.granted = core::TenantClass::kBestEffort;
+  const std::string text = MetricsText(status, kInfo);
+  const std::string names = "tenant=\"camera\",namespace=\"\",pod=\"cam-0\",container=\"\",";
+  EXPECT_EQ(ValueOf(text, "rubato_jobs_total{" + names + "class=\"realtime\",device=\"GPU-1\"}"),
+            "3");
+  EXPECT_EQ(
+      ValueOf(text, "rubato_launches_total{" + names + "class=\"best-effort\",device=\"GPU-1\"}"),
+      "7");
+}
+
+TEST(MetricsTest, DemandAndDecisionsAreCounted) {
+  SchedulerStatus status = Picture();
+  status.draining = true;
+  status.demands.push_back(DeviceDemand{"GPU-1", 2, 700, 900});
+  status.admissions[{core::TenantClass::kRealtime, core::TenantClass::kBestEffort, "demand"}] = 4;
+  const std::string text = MetricsText(status, kInfo);
+  EXPECT_EQ(ValueOf(text, "rubato_device_realtime_demand_ratio{device=\"GPU-1\"}"), "0.7");
+  EXPECT_EQ(ValueOf(text, "rubato_device_realtime_capacity_ratio{device=\"GPU-1\"}"), "0.9");
+  EXPECT_EQ(ValueOf(text, "rubato_device_realtime_tenants{device=\"GPU-1\"}"), "2");
+  EXPECT_EQ(ValueOf(text,
+                    "rubato_admissions_total{asked=\"realtime\",class=\"best-effort\","
+                    "reason=\"demand\"}"),
+            "4");
+  EXPECT_EQ(ValueOf(text, "rubato_scheduler_draining"), "1");
+}
+
 TEST(MetricsTest, BucketsAreCumulative) {
   const std::string text = MetricsText(Picture(), kInfo);
   const std::string labels =

@@ -44,12 +44,32 @@ TEST(OptionsTest, DilationFromTheEnvironment) {
   EXPECT_EQ(parsed.options->time_dilation, 7u);
 }
 
+TEST(OptionsTest, TheAttachDirectoryIsPrivateUnlessGiven) {
+  ParsedOptions parsed = Parse({"--runtime-dir", "/run/x/"});
+  ASSERT_TRUE(parsed.options.has_value());
+  EXPECT_EQ(parsed.options->attach_directory, "/run/x/attach");
+  EXPECT_FALSE(parsed.options->attach_shared);
+  parsed = Parse({"--runtime-dir", "/run/x", "--attach-directory", "/var/lib/rubato/alloc/"});
+  ASSERT_TRUE(parsed.options.has_value());
+  EXPECT_EQ(parsed.options->attach_directory, "/var/lib/rubato/alloc");
+  EXPECT_TRUE(parsed.options->attach_shared);
+  EXPECT_EQ(parsed.options->probe, Options::Probe::kNone);
+  EXPECT_EQ(Parse({"--runtime-dir", "/run/x", "--health"}).options->probe, Options::Probe::kServes);
+  EXPECT_EQ(Parse({"--runtime-dir", "/run/x", "--alive"}).options->probe, Options::Probe::kAnswers);
+}
+
 TEST(OptionsTest, BadFlagsAreOneLineAndTwo) {
-  const std::vector<std::vector<const char*>> cases = {
-      {"--mode", "fast"},        {"--bound", "10"},
-      {"--bound", "-1ms"},       {"--no-such-flag"},
-      {"--time-dilation", "0"},  {"--log-level", "loud"},
-      {"--runtime-dir", "here"}, {"--metrics-address", "9412"}};
+  static const std::string long_path = "/" + std::string(62, 'x');
+  const std::vector<std::vector<const char*>> cases = {{"--mode", "fast"},
+                                                       {"--bound", "10"},
+                                                       {"--bound", "-1ms"},
+                                                       {"--no-such-flag"},
+                                                       {"--time-dilation", "0"},
+                                                       {"--log-level", "loud"},
+                                                       {"--runtime-dir", "here"},
+                                                       {"--metrics-address", "9412"},
+                                                       {"--attach-directory", "here"},
+                                                       {"--attach-directory", long_path.c_str()}};
   for (const auto& arguments : cases) {
     const ParsedOptions parsed = Parse(arguments);
     EXPECT_FALSE(parsed.options.has_value()) << arguments[0];
