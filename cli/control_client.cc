@@ -35,6 +35,8 @@ base::Error FromStatus(const grpc::Status& status) {
       code = base::ErrorCode::kFull;
       break;
     case grpc::StatusCode::FAILED_PRECONDITION:
+      return {base::ErrorCode::kNotAllowed,
+              status.error_message() + "; ask for less, or leave out --require-class"};
     case grpc::StatusCode::PERMISSION_DENIED:
     case grpc::StatusCode::UNAUTHENTICATED:
       code = base::ErrorCode::kNotAllowed;

@@ -81,6 +81,48 @@ class ExitCodes(rig.RigTest):
         self.assertEqual(program.errors.count("\n"), 1, program.errors)
         self.assertRegex(program.errors, "^rubato run: period_ns .*100us")
 
+    def test_who_does_not_fit_runs_as_best_effort_or_not_at_all(self):
+        world = self.rig()
+        tight = ["--class", "realtime", "--name", "tight", "--period", "100ms", "--deadline", "1us"]
+        program = world.run(tight, ["sh", "-c", "echo ready; read line"])
+        program.expect("ready")
+        tenant = world.tenant("tight")
+        self.assertEqual((tenant["asked_class"], tenant["class"]), ("realtime", "best-effort"))
+        admission = tenant["admission"]
+        self.assertEqual((admission["granted"], admission["reason"]),
+                         ("best-effort", "response-time"))
+        self.assertEqual(admission["deadline_ns"], 1000)
+        self.assertGreater(admission["response_ns"], 1000)
+        table = world.rubato("status").stdout
+        self.assertRegex(table, r"tight +realtime +best-effort +- +- +response-time +a job could")
+        program.end_input()
+        program.wait()
+        self.assert_one_line(program.errors, "rubato run: the program runs as best-effort",
+                             "deadline is 1us")
+        refused = world.run(["--require-class", *tight], ["sh", "-c", "echo ready"])
+        self.finish(refused, 125)
+        self.assertEqual(refused.lines, [])
+        self.assert_one_line(refused.errors, "rubato run: ", "deadline is 1us")
+        fits = world.run(["--require-class", "--class", "realtime", "--name", "fits", "--period",
+                          "1s"], ["sh", "-c", "exit 7"])
+        self.finish(fits, 7)
+        self.assertEqual(fits.errors, "")
+
+    def test_probes_need_no_port(self):
+        world = self.rig()
+        scheduler = os.path.join(rig.BIN, "rubato-scheduler")
+
+        def probe(flag):
+            return rig.subprocess.run([scheduler, flag, "--runtime-dir", world.runtime],
+                                      capture_output=True, text=True, timeout=rig.DEADLINE_S,
+                                      check=False)
+        nobody = probe("--alive")
+        self.assertEqual(nobody.returncode, 1)
+        self.assert_one_line(nobody.stderr, "rubato-scheduler: no scheduler serves at ")
+        world.up()
+        for flag in ("--health", "--alive"):
+            self.assertEqual(probe(flag).returncode, 0)
+
 
 class Signals(rig.RigTest):
     def test_signals_reach_the_program(self):

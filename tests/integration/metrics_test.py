@@ -1,5 +1,6 @@
-"""What the metrics endpoint says is what happened."""
+"""What the metrics endpoint says is what happened, and docs/metrics.md lists what it says."""
 
+import os
 import re
 
 import rig
@@ -71,6 +72,36 @@ class Metrics(rig.RigTest):
         realtime.say("end")
         realtime.expect("done")
         self.finish(realtime)
+
+    def test_the_page_of_metrics_lists_them_all(self):
+        world = self.rig(dilation=10)
+        world.up()
+        realtime = world.realtime("camera", ["sh", "-c", "echo ready; read line"],
+                                  period_ns=PERIOD_NS)
+        best_effort = world.best_effort("trainer", ["sh", "-c", "echo ready; read line"])
+        for program in (realtime, best_effort):
+            program.expect("ready")
+        page = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "docs",
+                            "metrics.md")
+        with open(page, encoding="utf-8") as text:
+            rows = [line.split("|") for line in text if line.startswith("| `rubato_")]
+        listed = {name: row[2].strip().split(",")[0]
+                  for row in rows for name in re.findall(r"`(rubato_[a-z_]+)`", row[1])}
+        served = {name: kind for name, kind in world.metric_types().items()
+                  if name.startswith("rubato_")}
+        listed.pop("rubato_mps_healthy")  # In the other modes.
+        self.assertEqual(listed, served)
+        # Both tenants have their series although neither has touched the GPU.
+        samples = world.metrics()
+        self.assertEqual(self.value(samples, "rubato_jobs_total", tenant="camera"), 0)
+        self.assertEqual(self.value(samples, "rubato_deadline_seconds", tenant="camera"), 0.1)
+        self.assertEqual(self.value(samples, "rubato_gate_waits_total", tenant="trainer"), 0)
+        self.assertEqual(self.value(samples, "rubato_tenant_admission", tenant="camera",
+                                    asked="realtime", reason="admitted"), 1)
+        for program in (realtime, best_effort):
+            program.end_input()
+            program.wait()
+        self.assertFalse([key for key in world.metrics() if "camera" in key])
 
     def test_misses_are_counted(self):
         world = self.rig(dilation=10)

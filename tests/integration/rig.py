@@ -251,13 +251,19 @@ class Rig:
         except FileNotFoundError:
             return ""
 
-    def metrics(self):
-        """Metric samples by name with labels, as Prometheus writes them."""
+    def scrape(self):
         address = self.scheduler()["metrics_address"]
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=DEADLINE_S) as answer:
-            text = answer.read().decode()
+            return answer.read().decode()
+
+    def metric_types(self):
+        return dict(line.split()[2:4] for line in self.scrape().splitlines()
+                    if line.startswith("# TYPE "))
+
+    def metrics(self):
+        """Metric samples by name with labels, as Prometheus writes them."""
         samples = {}
-        for line in text.splitlines():
+        for line in self.scrape().splitlines():
             if line and not line.startswith("#"):
                 name, value = line.rsplit(" ", 1)
                 samples[name] = float(value)
