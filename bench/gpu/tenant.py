@@ -338,7 +338,7 @@ def parse_args(argv):
     parser.add_argument("--poisson-per-s", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stream-priority", type=int, default=0, help="lower is more urgent")
-    parser.add_argument("--probe-every", type=int, default=2,
+    parser.add_argument("--probe-every", type=int, default=32,
                         help="take the SM clock after every n-th job")
     args = parser.parse_args(argv)
     if args.role == "rt" and (args.period_ms > 0) == (args.poisson_per_s > 0):

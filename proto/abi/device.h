@@ -44,12 +44,15 @@ struct alignas(64) TenantLine {
   uint64_t think_ns;  // A job stays open for this long after its closing call returned.
   uint64_t max_hold_ns;  // An open job holds others for at most this long; 0 means it never holds.
   uint64_t deadline_ns;  // Relative to the release; 0 means the period, or none.
-  uint32_t flags;        // kTenantTouch.
+  uint32_t flags;        // kTenant*.
   uint32_t priority;     // Real-time order among equals; smaller is more urgent.
 };
 static_assert(sizeof(TenantLine) == 64);
-inline constexpr uint32_t kTenantTouch = 1u
-                                         << 0;  // Its sessions pre-touch before predicted releases.
+// Its sessions pre-touch before predicted releases.
+inline constexpr uint32_t kTenantTouch = 1u << 0;
+// While the end of its job is on the GPU, work may be queued behind it: it has a context of its
+// own, its jobs fit into one time slice, and nothing follows them.
+inline constexpr uint32_t kTenantQueueBehind = 1u << 1;
 
 struct alignas(64) ReleaseLine {  // Sequence lock as above. How to extrapolate: window.h.
   uint32_t sequence;

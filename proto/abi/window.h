@@ -33,13 +33,13 @@ enum class WindowState : uint8_t {
   kRelease = 2,      // A release is due or overdue and its job has not been seen yet; look again by
                      // `retry_ns`.
   kHoldIgnored = 3,  // Open, although a job is open: it has been for longer than its limit.
+  kEnding = 4,       // Open, behind a job whose last work is on the GPU already.
 };
 
 struct Window {
   WindowState state;
   bool bounded;  // No valid release model: work in flight must also stay under the tenant's bound.
-  uint64_t
-      until_ns;  // kOpen, kHoldIgnored: work must be done by then. kNever if nothing is predicted.
+  uint64_t until_ns;  // Open: work must be done by then. kNever if nothing is predicted.
   uint64_t retry_ns;  // Closed: nothing changes before this time unless the slot does. kNever: only
                       // the slot can.
   uint64_t from_ns;   // Open: since when, as far as the slot tells (0: unknown).
@@ -97,12 +97,19 @@ inline WindowState JobStateAt(const RealtimeView& view, uint64_t now_ns) {
 inline Window WindowOf(const RealtimeView& view, uint64_t now_ns) {
   Window window{WindowState::kOpen, true, kNever, kNever, 0};
   window.state = JobStateAt(view, now_ns);
-  if (window.state == WindowState::kJob) {
-    window.retry_ns = view.job.first_op_ns + view.tenant.max_hold_ns;
-    return window;
-  }
-  if (view.job.last_end_ns <= now_ns) window.from_ns = view.job.last_end_ns;
   const ReleaseLine& release = view.release;
+  if (window.state == WindowState::kJob) {
+    const bool ending = view.job.state == static_cast<uint32_t>(JobState::kDraining) &&
+                        (view.tenant.flags & kTenantQueueBehind) != 0 &&
+                        ReleaseUsable(release, now_ns);
+    if (!ending) {
+      window.retry_ns = view.job.first_op_ns + view.tenant.max_hold_ns;
+      return window;
+    }
+    window.state = WindowState::kEnding;
+  } else if (view.job.last_end_ns <= now_ns) {
+    window.from_ns = view.job.last_end_ns;
+  }
   if (!ReleaseUsable(release, now_ns)) return window;
   window.bounded = false;
   // The release whose earliest instant, less the margin, lies at or before now: its job has come,

@@ -44,9 +44,10 @@ struct OpToken {
   DeviceSession* session;  // Null: nothing to do afterwards.
   void* stream;            // StreamState of streams.h.
   Handle context;          // The calling thread's, if it had to be asked for.
-  uint64_t predicted_ns;
-  uint64_t unmarked_ns;  // Work that may be behind the stream's last marker after this op.
-  int32_t sample;        // Index of the measurement that is open, or -1.
+  uint64_t expected_ns;    // How long the op takes, probably,
+  uint64_t claimed_ns;     // and what it counts for in the queue: the longest it is known to take.
+  uint64_t unmarked_ns;    // Work that may be behind the stream's last marker after this op.
+  int32_t sample;          // Index of the measurement that is open, or -1.
   uint32_t flags;
 };
 

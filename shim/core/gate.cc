@@ -118,6 +118,15 @@ void AddRealtime(const abi::DeviceRegion& page, uint32_t tenant_index, const abi
       view->closed = true;
       return;
     }
+    case abi::WindowState::kEnding: {
+      const uint64_t begin_ns =
+          abi::ReleaseAtOrBefore(seen.release, seen.job.first_op_ns + seen.release.early_ns);
+      // A job that is longer than most will end soon, but not at once.
+      const uint64_t end_ns = begin_ns + job_ns;
+      const uint64_t left_ns = end_ns > now_ns ? end_ns - now_ns : job_ns / 8;
+      if (left_ns > view->ahead_ns) view->ahead_ns = left_ns;
+      break;
+    }
     case abi::WindowState::kHoldIgnored:
       view->holds_ignored++;
       break;
@@ -225,13 +234,13 @@ uint64_t OwnInflightNs(const Driver& driver, DeviceSession* session, uint64_t no
 
 namespace {
 
-// Publishes `request` behind what is in flight. The plain path of a program that launches from one
+// Publishes an op behind what is in flight. The plain path of a program that launches from one
 // thread stores once; threads that race may each shorten the other's claim for one op.
-void Publish(DeviceSession* session, uint64_t own_ns, const GateRequest& request, uint64_t now_ns) {
+void Publish(DeviceSession* session, uint64_t begin_ns, uint64_t queue_ns, uint64_t op_ns) {
   abi::WorkLine& work = session->slot->work;
-  abi::StoreRelease(work.inflight_until_ns, now_ns + own_ns + request.expected_ns);
-  if (own_ns == 0 || request.longest_ns > abi::LoadRelaxed(work.longest_op_ns)) {
-    abi::StoreRelaxed(work.longest_op_ns, request.longest_ns);
+  abi::StoreRelease(work.inflight_until_ns, begin_ns + queue_ns + op_ns);
+  if (queue_ns == 0 || op_ns > abi::LoadRelaxed(work.longest_op_ns)) {
+    abi::StoreRelaxed(work.longest_op_ns, op_ns);
   }
 }
 
@@ -284,20 +293,20 @@ void Pause(uint64_t now_ns, uint64_t wake_ns, uint64_t spin_ns, uint64_t sleep_f
 
 }  // namespace
 
-uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateRequest& request) {
+uint64_t PassGate(const Driver& driver, DeviceSession* session, uint64_t op_ns) {
   Look look = LookAround(session);
   if (!look.neighbours) {
     // Nobody to wait for; but a real-time tenant that arrives next wants to know what is in flight.
     const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
     const uint64_t queue_ns = until_ns > look.now_ns ? until_ns - look.now_ns : 0;
-    Publish(session, queue_ns, request, look.now_ns);
+    Publish(session, look.now_ns, queue_ns, op_ns);
     return queue_ns / kQueueParts;
   }
   const uint64_t begin_ns = look.now_ns;
   const abi::DeviceConstants& constants = look.view->page->constants;
   const uint64_t spin_ns = constants.spin_ns;
   const uint64_t sleep_floor_ns = constants.sleep_floor_ns;
-  uint64_t expire_ns = request.expected_ns * constants.expire_factor;
+  uint64_t expire_ns = op_ns * constants.expire_factor;
   if (expire_ns < constants.expire_floor_ns) expire_ns = constants.expire_floor_ns;
   bool waiting = false;
   bool marked = false;
@@ -307,7 +316,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
     GateView view = ReadNeighbours(*session, look.now_ns);
     const uint64_t own_ns = OwnInflightNs(driver, session, look.now_ns);
     const uint64_t waited_ns = Elapsed(begin_ns, look.now_ns);
-    GateAnswer answer = Decide(view, request, own_ns, look.now_ns);
+    GateAnswer answer = Decide(view, op_ns, own_ns, look.now_ns);
     if (answer != GateAnswer::kGo && waited_ns >= expire_ns) {
       // An op that no window will ever fit goes right after a job, alone; and if no job ends, at
       // twice the time anyway: nobody is starved for ever.
@@ -318,7 +327,7 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
       }
     }
     if (answer == GateAnswer::kGo) {
-      Publish(session, own_ns, request, look.now_ns);
+      Publish(session, look.now_ns + view.ahead_ns, own_ns, op_ns);
       bool retract = false;
       if (look.shared) {
         // Two sessions may have read each other before either had published. After the fence at
@@ -326,11 +335,11 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
         abi::FenceSeqCst();
         const GateView again = ReadNeighbours(*session, look.now_ns);
         retract = again.others_ns > view.others_ns && waited_ns < expire_ns &&
-                  Decide(again, request, own_ns, look.now_ns) != GateAnswer::kGo;
+                  Decide(again, op_ns, own_ns, look.now_ns) != GateAnswer::kGo;
       }
       // The thread may have lost its core since it looked at the clock. Worth another look only
       // where that could matter.
-      const uint64_t end_ns = look.now_ns + own_ns + view.others_ns + request.longest_ns;
+      const uint64_t end_ns = look.now_ns + own_ns + view.others_ns + view.ahead_ns + op_ns;
       if (!retract && view.until_ns != abi::kNever && view.until_ns - end_ns < kPreemptionNs) {
         retract = Elapsed(look.now_ns, LaunchNowNs()) > view.until_ns - end_ns;
       }
@@ -342,7 +351,8 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateReques
         }
         break;
       }
-      abi::StoreRelease(session->slot->work.inflight_until_ns, look.now_ns + own_ns);
+      abi::StoreRelease(session->slot->work.inflight_until_ns,
+                        look.now_ns + view.ahead_ns + own_ns);
       CpuRelax();
       look = LookAround(session);
       continue;

@@ -23,17 +23,12 @@ struct GateView {
   uint64_t retry_ns;       // Closed: when the state is likely to change (a predicted job end).
   uint64_t reopen_ns;      // Open: predicted start of the window after this one.
   uint64_t others_ns;      // Work in flight of the other best-effort sessions.
+  uint64_t ahead_ns;       // What is left of a job behind which work may be queued.
   uint64_t holds_ignored;  // Jobs of others that were open for too long.
 };
 
 // Reads all neighbours of `session` at `now_ns`.
 GateView ReadNeighbours(const DeviceSession& session, uint64_t now_ns);
-
-// How long an op may take and what it adds to the queue.
-struct GateRequest {
-  uint64_t expected_ns;  // Added to the work in flight.
-  uint64_t longest_ns;   // At least expected_ns: what must fit before the window ends.
-};
 
 enum class GateAnswer : uint8_t {
   kGo = 0,
@@ -42,28 +37,28 @@ enum class GateAnswer : uint8_t {
   kWaitWindow = 3,  // It does not fit into what is left of this window.
 };
 
-// The decision, as a pure function of what was read. `own_ns`: this session's work in flight.
-inline GateAnswer Decide(const GateView& view, const GateRequest& request, uint64_t own_ns,
-                         uint64_t now_ns) {
+// The decision, as a pure function of what was read. `op_ns`: the longest the op is known to take;
+// `own_ns`: this session's work in flight.
+inline GateAnswer Decide(const GateView& view, uint64_t op_ns, uint64_t own_ns, uint64_t now_ns) {
   if (view.closed) return GateAnswer::kWaitClosed;
-  const uint64_t queue_ns = own_ns + view.others_ns;
+  const uint64_t queue_ns = own_ns + view.others_ns + view.ahead_ns;
   if (view.until_ns != abi::kNever) {
-    if (now_ns + request.longest_ns > view.until_ns) return GateAnswer::kWaitWindow;
-    if (now_ns + queue_ns + request.longest_ns > view.until_ns) return GateAnswer::kWaitQueue;
+    if (now_ns + op_ns > view.until_ns) return GateAnswer::kWaitWindow;
+    if (now_ns + queue_ns + op_ns > view.until_ns) return GateAnswer::kWaitQueue;
   }
   // Against a neighbour that nothing predicts, one op may always go when the queue is empty: it is
   // the residual that the promise names.
-  if (view.bounded && queue_ns != 0 && queue_ns + request.expected_ns > view.bound_ns) {
+  if (view.bounded && queue_ns != 0 && queue_ns + op_ns > view.bound_ns) {
     return GateAnswer::kWaitQueue;
   }
   return GateAnswer::kGo;
 }
 
-// Waits until the op may go and publishes it as in flight. `request` must be what the caller later
-// takes back if the driver refuses the op. Returns how much work may follow the stream's last
-// marker before it needs another: little where the window ends soon after the op, because there
-// the queue must be known closely.
-uint64_t PassGate(const Driver& driver, DeviceSession* session, const GateRequest& request);
+// Waits until an op of `op_ns` may go and publishes it as in flight; the caller takes it back if
+// the driver refuses the op. Returns how much work may follow the stream's last marker before it
+// needs another: little where the window ends soon after the op, because there the queue must be
+// known closely.
+uint64_t PassGate(const Driver& driver, DeviceSession* session, uint64_t op_ns);
 
 // Predicted work of this session that is not done: what was predicted, within what the markers say.
 // Predictions err by some per cent, which is half a millisecond in a queue of a whole window.

@@ -158,7 +158,8 @@ constexpr uint32_t kSettledSamples = 5;
 constexpr uint32_t kTokenBestEffort = 1u << 0;
 
 struct Prediction {
-  GateRequest request;
+  uint64_t expected_ns;
+  uint64_t longest_ns;  // What must fit into a window. At least expected_ns.
   uint64_t key;
   uint64_t base_key;
   bool known;
@@ -191,7 +192,8 @@ Prediction Predict(const Driver& driver, DeviceSession* session, StreamState* st
   }
   if (expected_ns == 0) expected_ns = 1;
   if (longest_ns < expected_ns) longest_ns = expected_ns;
-  result.request = {expected_ns, longest_ns};
+  result.expected_ns = expected_ns;
+  result.longest_ns = longest_ns;
   return result;
 }
 
@@ -264,15 +266,15 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   }
   const Prediction prediction = Predict(driver, session, place.stream, op);
   token->flags = kTokenBestEffort;
-  token->predicted_ns = prediction.request.expected_ns;
-  token->unmarked_ns = PassGate(driver, session, prediction.request);
+  token->expected_ns = prediction.expected_ns;
+  token->claimed_ns = prediction.longest_ns;
+  token->unmarked_ns = PassGate(driver, session, token->claimed_ns);
   SetDirty(session, place.stream);
-  __atomic_fetch_add(&place.stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
-  token->sample = -1;
-  if (!prediction.known || SampleDue(session, place.stream, token->predicted_ns)) {
+  __atomic_fetch_add(&place.stream->submitted_ns, token->claimed_ns, __ATOMIC_RELAXED);
+  if (!prediction.known || SampleDue(session, place.stream, token->expected_ns)) {
     const Handle handle = op.stream == 0 && op.per_thread ? driver.per_thread_stream : op.stream;
     token->sample = BeginSample(driver, session, handle, op.kind, prediction.key,
-                                prediction.base_key, token->predicted_ns);
+                                prediction.base_key, token->expected_ns);
   }
 }
 
@@ -296,10 +298,10 @@ void AfterOpSlow(const Op& op, OpToken* token, bool ok) {
       EndSample(driver, session, token->sample, handle, ok);
     }
     if (ok) {
-      abi::CountRelaxed(stream->busy_ns, token->predicted_ns);
+      abi::CountRelaxed(stream->busy_ns, token->expected_ns);
       MarkIfDue(driver, session, stream, *token);
     } else {
-      __atomic_fetch_sub(&stream->submitted_ns, token->predicted_ns, __ATOMIC_RELAXED);
+      __atomic_fetch_sub(&stream->submitted_ns, token->claimed_ns, __ATOMIC_RELAXED);
     }
     CollectSamples(driver, session, 1);
     if (ok && op.synchronous) {

@@ -36,7 +36,7 @@ struct alignas(64) StreamState {
   uint32_t line;     // Index in the slot; kNoLine for the state that all further streams share.
   uint32_t marking;  // 1 while one thread advances the marks or enqueues a marker.
   uint64_t history;  // abi::PushHistory.
-  uint64_t submitted_ns;  // Predicted work ever submitted.
+  uint64_t submitted_ns;  // Predicted work ever submitted, each op at the longest it takes.
   uint64_t reached_ns;    // Predicted work known to be done.
   uint64_t marked_ns;     // Predicted work covered by enqueued markers.
   uint64_t awaited_ns;    // Predicted work up to the first marker that is not reached; 0: none.

@@ -56,6 +56,22 @@ TEST(WindowTest, ADrainingJobEndsWithItsWords) {
       << "where jobs have pauses the host has the last word";
 }
 
+TEST(WindowTest, ADrainingJobThatMayBeQueuedBehindIsOpen) {
+  RealtimeView view = View();
+  view.job.state = static_cast<uint32_t>(JobState::kDraining);
+  view.words_reached = false;
+  view.tenant.flags = kTenantQueueBehind;
+  const Window window = WindowOf(view, kPhase + kMs / 2);
+  EXPECT_EQ(window.state, WindowState::kEnding);
+  EXPECT_EQ(window.until_ns, WindowOf(View(), kPhase + 2 * kMs).until_ns);
+  view.job.state = static_cast<uint32_t>(JobState::kOpen);
+  EXPECT_EQ(WindowOf(view, kPhase + kMs / 2).state, WindowState::kJob);
+  // Nothing says when the next job comes, so nothing may be queued that it might meet.
+  view.job.state = static_cast<uint32_t>(JobState::kDraining);
+  view.release.flags = 0;
+  EXPECT_EQ(WindowOf(view, kPhase + kMs / 2).state, WindowState::kJob);
+}
+
 TEST(WindowTest, AnIdleJobWhoseWordsAreNotReachedStillRuns) {
   RealtimeView view = View();
   view.words_reached = false;

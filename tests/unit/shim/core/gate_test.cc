@@ -29,43 +29,40 @@ GateView OpenView() {
 }
 
 TEST(DecideTest, GoesWhenNothingIsPredicted) {
-  EXPECT_EQ(Decide(OpenView(), {kMillisecond, kMillisecond}, 50 * kMillisecond, 0),
-            GateAnswer::kGo);
+  EXPECT_EQ(Decide(OpenView(), kMillisecond, 50 * kMillisecond, 0), GateAnswer::kGo);
 }
 
 TEST(DecideTest, MustFinishInsideTheWindow) {
   GateView view = OpenView();
   view.until_ns = 10 * kMillisecond;
-  EXPECT_EQ(Decide(view, {kMillisecond, kMillisecond}, 0, 9 * kMillisecond), GateAnswer::kGo);
-  EXPECT_EQ(Decide(view, {kMillisecond, kMillisecond}, 0, 9 * kMillisecond + 1),
-            GateAnswer::kWaitWindow);
-  EXPECT_EQ(Decide(view, {kMillisecond, kMillisecond}, 1, 9 * kMillisecond),
-            GateAnswer::kWaitQueue);
+  EXPECT_EQ(Decide(view, kMillisecond, 0, 9 * kMillisecond), GateAnswer::kGo);
+  EXPECT_EQ(Decide(view, kMillisecond, 0, 9 * kMillisecond + 1), GateAnswer::kWaitWindow);
+  EXPECT_EQ(Decide(view, kMillisecond, 1, 9 * kMillisecond), GateAnswer::kWaitQueue);
   view.others_ns = 1;
-  EXPECT_EQ(Decide(view, {kMillisecond, kMillisecond}, 0, 9 * kMillisecond),
-            GateAnswer::kWaitQueue);
+  EXPECT_EQ(Decide(view, kMillisecond, 0, 9 * kMillisecond), GateAnswer::kWaitQueue);
 }
 
-TEST(DecideTest, TheLongestMeasurementMustFit) {
+TEST(DecideTest, WhatIsLeftOfAJobAheadStandsInTheQueue) {
   GateView view = OpenView();
   view.until_ns = 10 * kMillisecond;
-  EXPECT_EQ(Decide(view, {kMillisecond, 2 * kMillisecond}, 0, 9 * kMillisecond),
-            GateAnswer::kWaitWindow);
+  view.ahead_ns = kMillisecond;
+  EXPECT_EQ(Decide(view, kMillisecond, 0, 8 * kMillisecond), GateAnswer::kGo);
+  EXPECT_EQ(Decide(view, kMillisecond, 1, 8 * kMillisecond), GateAnswer::kWaitQueue);
 }
 
 TEST(DecideTest, BoundedLetsOneOpThroughAlone) {
   GateView view = OpenView();
   view.bounded = true;
   view.bound_ns = 300'000;
-  EXPECT_EQ(Decide(view, {kMillisecond, kMillisecond}, 0, 0), GateAnswer::kGo);
-  EXPECT_EQ(Decide(view, {100'000, 100'000}, 100'000, 0), GateAnswer::kGo);
-  EXPECT_EQ(Decide(view, {100'000, 100'000}, 250'000, 0), GateAnswer::kWaitQueue);
+  EXPECT_EQ(Decide(view, kMillisecond, 0, 0), GateAnswer::kGo);
+  EXPECT_EQ(Decide(view, 100'000, 100'000, 0), GateAnswer::kGo);
+  EXPECT_EQ(Decide(view, 100'000, 250'000, 0), GateAnswer::kWaitQueue);
 }
 
 TEST(DecideTest, ClosedMeansClosed) {
   GateView view = OpenView();
   view.closed = true;
-  EXPECT_EQ(Decide(view, {1, 1}, 0, 0), GateAnswer::kWaitClosed);
+  EXPECT_EQ(Decide(view, 1, 0, 0), GateAnswer::kWaitClosed);
 }
 
 class GateTest : public ::testing::Test {
@@ -131,6 +128,39 @@ TEST_F(GateTest, PredictedReleaseEndsTheWindow) {
   EXPECT_TRUE(ReadNeighbours(world.session, now_ns + 10 * kMillisecond - 440'000).closed);
   EXPECT_TRUE(ReadNeighbours(world.session, now_ns + 10 * kMillisecond + 400'000).closed);
   EXPECT_FALSE(ReadNeighbours(world.session, now_ns + 10 * kMillisecond + 500'000).closed);
+}
+
+TEST_F(GateTest, AJobThatEndsCanBeQueuedBehind) {
+  abi::SlotRegion* peer = world.AddPeer(1, TenantClass::kRealtime);
+  const uint64_t begin_ns = NowNs();
+  abi::ReleaseLine release{};
+  release.flags = abi::kReleaseValid;
+  release.phase_ns = begin_ns;
+  release.period_ns = 10 * kMillisecond;
+  release.margin_ns = 400'000;
+  release.valid_until_ns = abi::kNever;
+  world.SetRelease(1, release);
+  abi::SpaceLine space{};
+  space.job_ns = 800'000;
+  abi::WriteLine(world.page->tenants[1].space, space);
+  world.SetTenant(1, [](abi::TenantLine* line) { line->flags = abi::kTenantQueueBehind; });
+  // Its stream has a marker on its way.
+  peer->work.stream_high_water = 1;
+  peer->streams[0].submitted = abi::MakeWord(0, 1);
+  OpenJob(peer, begin_ns);
+  EXPECT_TRUE(ReadNeighbours(world.session, begin_ns + 100'000).closed) << "it is not ending yet";
+  peer->job.state = static_cast<uint32_t>(JobState::kDraining);
+  GateView view = ReadNeighbours(world.session, begin_ns + 100'000);
+  EXPECT_FALSE(view.closed);
+  EXPECT_EQ(view.ahead_ns, 700'000u);
+  EXPECT_EQ(view.until_ns, begin_ns + 10 * kMillisecond - 400'000);
+  EXPECT_EQ(ReadNeighbours(world.session, begin_ns + 900'000).ahead_ns, 100'000u) << "overdue";
+  // Published work begins after the job.
+  Launch(KernelOp(kStream));
+  EXPECT_GE(world.session.slot->work.inflight_until_ns, begin_ns + 800'000 + 500'000);
+  // Nobody has said that it is safe.
+  world.SetTenant(1, [](abi::TenantLine* line) { line->flags = abi::kTenantTouch; });
+  EXPECT_TRUE(ReadNeighbours(world.session, begin_ns + 100'000).closed);
 }
 
 TEST_F(GateTest, AJobIsAsLongAsPredictedFromItsReleaseOn) {
@@ -302,7 +332,7 @@ TEST_F(GateTest, PublishesWhatIsInFlightBeforeTheCall) {
   const uint64_t before_ns = NowNs();
   BeforeOp(KernelOp(kStream), &token);
   EXPECT_GE(world.session.slot->work.inflight_until_ns, before_ns + 500'000);
-  EXPECT_EQ(token.predicted_ns, 500'000u);
+  EXPECT_EQ(token.expected_ns, 500'000u);
   AfterOp(KernelOp(kStream), &token, true);
   EXPECT_EQ(world.Counted(Counter::kGateBusyNs), 500'000u);
 }
@@ -438,11 +468,11 @@ TEST_F(GateTest, DurationsComeFromTheProfileTable) {
   entry.key = base;
   OpToken token;
   BeforeOp(op, &token);
-  EXPECT_EQ(token.predicted_ns, 123'000u);
+  EXPECT_EQ(token.expected_ns, 123'000u);
   AfterOp(op, &token, true);
   EXPECT_EQ(world.Counted(Counter::kUnknownOps), 0u);
   BeforeOp(KernelOp(kStream, 0xf2), &token);
-  EXPECT_EQ(token.predicted_ns, 500'000u);
+  EXPECT_EQ(token.expected_ns, 500'000u);
   AfterOp(op, &token, true);
   EXPECT_EQ(world.Counted(Counter::kUnknownOps), 1u);
 }
