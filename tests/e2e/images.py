@@ -102,7 +102,10 @@ def pack_tenant(program):
     """An image as users have them: a C library, a shell and a program; nothing of Rubato's."""
     root = folder("tenant")
     _busybox_into(root)
-    for path in (program, "/lib/x86_64-linux-gnu/libgcc_s.so.1"):
+    # Every image with glibc has these, whether its programs name them or not.
+    whole = [f"/lib/x86_64-linux-gnu/{name}" for name in (
+        "libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1", "libgcc_s.so.1")]
+    for path in (program, *whole):
         for library in [path, *_libraries(path)]:
             target = root + ("/bin/" + os.path.basename(program) if library == program else library)
             os.makedirs(os.path.dirname(target), exist_ok=True)

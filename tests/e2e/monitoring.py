@@ -1,4 +1,8 @@
-"""A real Prometheus that finds Rubato's pods by itself and loads the chart's rules."""
+"""A real Prometheus that scrapes Rubato's pods and loads the chart's rules.
+
+Debian's Prometheus is built without Kubernetes discovery, so the scenario writes the pods' addresses
+into the file that Prometheus watches, with the labels that the chart's PodMonitor would give.
+"""
 
 import json
 import os
@@ -6,10 +10,11 @@ import urllib.parse
 import urllib.request
 
 import node
-from cluster import ADMIN, DIRECTORY, Part, answers
+from cluster import DIRECTORY, Part, answers
 
 ADDRESS = "127.0.0.1:9090"
 RULES = os.path.join(node.ROOT, "charts", "rubato", "rules", "rubato.yaml")
+JOBS = {"metrics": "rubato-scheduler", "agent-metrics": "rubato-agent"}
 
 
 def part():
@@ -18,22 +23,27 @@ def part():
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [RULES],
         "scrape_configs": [{
-            # As the chart's monitors ask: every port of Rubato's pods that is named for metrics, and
-            # the series' own labels win.
+            # The series' own namespace, pod and container win over the scraped pod's.
             "job_name": "rubato", "honor_labels": True,
-            "kubernetes_sd_configs": [{"role": "pod", "kubeconfig_file": ADMIN}],
-            "relabel_configs": [
-                {"source_labels": ["__meta_kubernetes_pod_label_app_kubernetes_io_name",
-                                   "__meta_kubernetes_pod_container_port_name"],
-                 "regex": "rubato;(agent-)?metrics", "action": "keep"},
-                {"source_labels": ["__meta_kubernetes_pod_container_port_name"],
-                 "regex": "metrics", "target_label": "job", "replacement": "rubato-scheduler"},
-                {"source_labels": ["__meta_kubernetes_pod_container_port_name"],
-                 "regex": "agent-metrics", "target_label": "job", "replacement": "rubato-agent"},
-                {"source_labels": ["__meta_kubernetes_pod_node_name"], "target_label": "node"}]}]}))
+            "file_sd_configs": [{"files": [os.path.join(DIRECTORY, "targets.json")]}]}]}))
     return Part("prometheus", [
         "prometheus", f"--config.file={config}", "--storage.tsdb.path=/var/lib/prometheus",
         f"--web.listen-address={ADDRESS}"], lambda: answers(f"http://{ADDRESS}/-/ready"))
+
+
+def point_at(pods):
+    """Every port of the pods that is named for metrics becomes a target."""
+    groups = []
+    for pod in pods:
+        for container in pod["spec"]["containers"]:
+            for port in container.get("ports", []):
+                if port.get("name") in JOBS:
+                    groups.append({
+                        "targets": [f"{pod['status']['podIP']}:{port['containerPort']}"],
+                        "labels": {"job": JOBS[port["name"]], "node": pod["spec"]["nodeName"]}})
+    path = os.path.join(DIRECTORY, "targets.json")
+    node.write(path + ".new", json.dumps(groups))
+    os.rename(path + ".new", path)
 
 
 def _get(path):
