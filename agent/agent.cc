@@ -172,6 +172,7 @@ Result<void> Agent::BeginGpus() {
       places.library_dir = config_.softgpu_library_dir.empty() ? FindSoftwareGpuLibraries()
                                                                : config_.softgpu_library_dir;
       places.devices = config_.fake_devices;
+      places.may_start = !config_.api_server.empty();
       if (auto prepared = PrepareSoftwareGpu(places); !prepared) return prepared;
       opener = [places] { return OpenSoftwareGpu(places); };
       break;

@@ -193,6 +193,11 @@ class Nvml final : public GpuLibrary {
         return Failure("cannot look at GPU " + std::to_string(index), status);
       }
     }
+    // With every GPU out of reach, only a new start of the library finds what has come back.
+    if (!snapshot.gpus.empty() &&
+        std::all_of(snapshot.gpus.begin(), snapshot.gpus.end(),
+                    [](const GpuReading& gpu) { return !gpu.lost.empty(); }))
+      return Error{ErrorCode::kUnavailable, "NVML reaches no GPU: " + snapshot.gpus.front().lost};
     ReadEvents(&snapshot);
     return snapshot;
   }

@@ -64,7 +64,9 @@ Result<void> PrepareSoftwareGpu(const SoftwareGpuPlaces& places) {
   ::setenv("RUBATO_SOFTGPU_DEVICES", std::to_string(places.devices).c_str(), 0);
   // It is this node's GPU: it does not leave when its last program has.
   ::setenv("RUBATO_SOFTGPU_IDLE_EXIT_MS", "0", 0);
-  if (const std::string program = FolderOfProgram() + "/rubato-softgpu";
+  if (!places.may_start) {
+    ::setenv("RUBATO_SOFTGPU_BIN", "/nonexistent", 1);
+  } else if (const std::string program = FolderOfProgram() + "/rubato-softgpu";
       ::access(program.c_str(), X_OK) == 0)
     ::setenv("RUBATO_SOFTGPU_BIN", program.c_str(), 0);
   return {};
@@ -81,7 +83,7 @@ Result<std::unique_ptr<GpuLibrary>> OpenSoftwareGpu(const SoftwareGpuPlaces& pla
     if (library.error().code != ErrorCode::kUnavailable) return library.error();
     return Error{ErrorCode::kUnavailable,
                  "the software GPU's device process does not answer in " + places.socket_dir +
-                     " and could not be started; start rubato-softgpu there"};
+                     "; start rubato-softgpu there"};
   }
   return std::unique_ptr<GpuLibrary>(
       std::make_unique<OpenToAll>(std::move(*library), places.socket_dir));

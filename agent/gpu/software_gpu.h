@@ -16,6 +16,9 @@ struct SoftwareGpuPlaces {
   std::string socket_dir;   // Holds device.sock.
   std::string library_dir;  // Holds libnvidia-ml.so.1 and the others.
   uint32_t devices = 1;
+  // Start a device process where nobody listens. Not in a pod: there it would die with the agent,
+  // and take the place of the one that is about to come.
+  bool may_start = true;
 };
 
 // Sets the environment that the stand-in reads. Called once, before any thread starts.

@@ -59,6 +59,7 @@ const AllocationPlan* Reconciler::PlanOf(const std::string& token) const {
 
 void Reconciler::SetPlan(Plan plan, Nanos now_ns) {
   plan_ = std::move(plan);
+  planned_ = true;
   for (const auto& [token, entry] : plan_) {
     if (entry.state != AllocationState::kLive) continue;
     Tenant& tenant = tenants_[token];
@@ -263,7 +264,7 @@ void Reconciler::Abandon(const std::string& token) {
 }
 
 void Reconciler::Pump(Nanos now_ns) {
-  if (!connected_) return;
+  if (!connected_ || !planned_) return;
   std::string next;  // To be registered: the oldest allocation.
   uint64_t next_serial = 0;
   Nanos wake_ns = 0;

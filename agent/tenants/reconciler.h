@@ -120,6 +120,7 @@ class Reconciler {
   SchedulerLink* const link_;
   const Callbacks callbacks_;
   Plan plan_;
+  bool planned_ = false;  // Before the first plan, everything there is nobody's and yet stays.
   std::map<std::string, Tenant> tenants_;  // By token.
   bool connected_ = false;
   bool registering_ = false;  // One at a time, so that their order is ours.
