@@ -20,6 +20,8 @@ constexpr uint64_t kSpinBudget = 8;
 constexpr uint64_t kOverdueNapNs = 100'000;
 // A queue that was predicted too long is noticed within this.
 constexpr uint64_t kQueueNapNs = 500'000;
+// Claims are published in steps of this many nanoseconds, a power of two less one.
+constexpr uint64_t kClaimStepNs = (1u << 14) - 1;
 // A queue, or the room behind it, has about this many markers in it: they cost the GPU a pause as
 // well as the host a call.
 constexpr uint64_t kQueueParts = 8;
@@ -234,14 +236,32 @@ uint64_t OwnInflightNs(const Driver& driver, DeviceSession* session, uint64_t no
 
 namespace {
 
-// Publishes an op behind what is in flight. The plain path of a program that launches from one
-// thread stores once; threads that race may each shorten the other's claim for one op.
+// Publishes an op behind what is in flight, rounded up, so that threads which launch short ops do
+// not write the line that all of them read each time. Threads that race may each shorten the
+// other's claim for one op.
 void Publish(DeviceSession* session, uint64_t begin_ns, uint64_t queue_ns, uint64_t op_ns) {
   abi::WorkLine& work = session->slot->work;
-  abi::StoreRelease(work.inflight_until_ns, begin_ns + queue_ns + op_ns);
-  if (queue_ns == 0 || op_ns > abi::LoadRelaxed(work.longest_op_ns)) {
-    abi::StoreRelaxed(work.longest_op_ns, op_ns);
+  const uint64_t until_ns = (begin_ns + queue_ns + op_ns) | kClaimStepNs;
+  if (abi::LoadRelaxed(work.inflight_until_ns) != until_ns) {
+    abi::StoreRelease(work.inflight_until_ns, until_ns);
   }
+  if (queue_ns == 0 || op_ns > abi::LoadRelaxed(work.longest_op_ns)) {
+    if (abi::LoadRelaxed(work.longest_op_ns) != op_ns) abi::StoreRelaxed(work.longest_op_ns, op_ns);
+  }
+}
+
+// OwnInflightNs without a look at the other threads' streams, whose lines change with every op of
+// theirs: what was published, and at least what this op's own stream has behind its next marker. 0:
+// not known this way.
+uint64_t ClaimedInflightNs(const Driver& driver, DeviceSession* session, StreamState* stream,
+                           uint64_t now_ns) {
+  // Right behind a marker all streams are looked at, so that a claim which grew too long is mended.
+  if (abi::LoadRelaxed(stream->ops_since_mark) == 0) return 0;
+  const uint64_t until_ns = abi::LoadRelaxed(session->slot->work.inflight_until_ns);
+  if (until_ns <= now_ns) return 0;
+  const uint64_t left_ns = until_ns - now_ns;
+  const uint64_t least_ns = OutstandingOf(driver, session, stream).least_ns;
+  return left_ns < least_ns ? least_ns : left_ns;
 }
 
 }  // namespace
@@ -293,7 +313,8 @@ void Pause(uint64_t now_ns, uint64_t wake_ns, uint64_t spin_ns, uint64_t sleep_f
 
 }  // namespace
 
-uint64_t PassGate(const Driver& driver, DeviceSession* session, uint64_t op_ns) {
+uint64_t PassGate(const Driver& driver, DeviceSession* session, StreamState* stream,
+                  uint64_t op_ns) {
   Look look = LookAround(session);
   if (!look.neighbours) {
     // Nobody to wait for; but a real-time tenant that arrives next wants to know what is in flight.
@@ -314,9 +335,13 @@ uint64_t PassGate(const Driver& driver, DeviceSession* session, uint64_t op_ns) 
   uint64_t unmarked_ns = 0;
   for (;;) {
     GateView view = ReadNeighbours(*session, look.now_ns);
-    const uint64_t own_ns = OwnInflightNs(driver, session, look.now_ns);
-    const uint64_t waited_ns = Elapsed(begin_ns, look.now_ns);
+    uint64_t own_ns = ClaimedInflightNs(driver, session, stream, look.now_ns);
     GateAnswer answer = Decide(view, op_ns, own_ns, look.now_ns);
+    if (own_ns == 0 || answer != GateAnswer::kGo) {
+      own_ns = OwnInflightNs(driver, session, look.now_ns);
+      answer = Decide(view, op_ns, own_ns, look.now_ns);
+    }
+    const uint64_t waited_ns = Elapsed(begin_ns, look.now_ns);
     if (answer != GateAnswer::kGo && waited_ns >= expire_ns) {
       // An op that no window will ever fit goes right after a job, alone; and if no job ends, at
       // twice the time anyway: nobody is starved for ever.

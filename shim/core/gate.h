@@ -11,6 +11,7 @@
 
 #include "proto/abi/window.h"
 #include "shim/core/state.h"
+#include "shim/core/streams.h"
 
 namespace rubato::shim {
 
@@ -58,7 +59,8 @@ inline GateAnswer Decide(const GateView& view, uint64_t op_ns, uint64_t own_ns, 
 // the driver refuses the op. Returns how much work may follow the stream's last marker before it
 // needs another: little where the window ends soon after the op, because there the queue must be
 // known closely.
-uint64_t PassGate(const Driver& driver, DeviceSession* session, uint64_t op_ns);
+uint64_t PassGate(const Driver& driver, DeviceSession* session, StreamState* stream,
+                  uint64_t op_ns);
 
 // Predicted work of this session that is not done: what was predicted, within what the markers say.
 // Predictions err by some per cent, which is half a millisecond in a queue of a whole window.

@@ -268,7 +268,7 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   token->flags = kTokenBestEffort;
   token->expected_ns = prediction.expected_ns;
   token->claimed_ns = prediction.longest_ns;
-  token->unmarked_ns = PassGate(driver, session, token->claimed_ns);
+  token->unmarked_ns = PassGate(driver, session, place.stream, token->claimed_ns);
   SetDirty(session, place.stream);
   __atomic_fetch_add(&place.stream->submitted_ns, token->claimed_ns, __ATOMIC_RELAXED);
   if (!prediction.known || SampleDue(session, place.stream, token->expected_ns)) {
