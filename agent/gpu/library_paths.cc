@@ -1,3 +1,4 @@
+// Where vendors' libraries lie below a driver's root, and what the kernel says of a PCI device.
 #include <algorithm>
 #include <fstream>
 
@@ -23,7 +24,7 @@ std::vector<std::string> LibraryCandidates(const std::string& driver_root, const
   for (const char* folder :
        {"/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/lib64",
         "/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu", "/usr/local/nvidia/lib64",
-        "/home/kubernetes/bin/nvidia/lib64", "/opt/rocm/lib"}) {
+        "/opt/rocm/lib"}) {
     out.push_back(root + folder + "/" + name);
   }
   // The loader knows what an administrator or a container runtime has put elsewhere.

@@ -67,7 +67,7 @@ Result<void> PrepareSoftwareGpu(const SoftwareGpuPlaces& places) {
   if (!places.may_start) {
     ::setenv("RUBATO_SOFTGPU_BIN", "/nonexistent", 1);
   } else if (const std::string program = FolderOfProgram() + "/rubato-softgpu";
-      ::access(program.c_str(), X_OK) == 0)
+             ::access(program.c_str(), X_OK) == 0)
     ::setenv("RUBATO_SOFTGPU_BIN", program.c_str(), 0);
   return {};
 }
@@ -81,9 +81,8 @@ Result<std::unique_ptr<GpuLibrary>> OpenSoftwareGpu(const SoftwareGpuPlaces& pla
   auto library = OpenNvmlFile(places.library_dir + "/" + kLibraryName, GpuVendor::kSoftware);
   if (!library) {
     if (library.error().code != ErrorCode::kUnavailable) return library.error();
-    return Error{ErrorCode::kUnavailable,
-                 "the software GPU's device process does not answer in " + places.socket_dir +
-                     "; start rubato-softgpu there"};
+    return Error{ErrorCode::kUnavailable, "the software GPU's device process does not answer in " +
+                                              places.socket_dir + "; start rubato-softgpu there"};
   }
   return std::unique_ptr<GpuLibrary>(
       std::make_unique<OpenToAll>(std::move(*library), places.socket_dir));

@@ -1,3 +1,5 @@
+// A library that answers NVML's and ROCm SMI's calls with what its test has set, in the layouts of
+// the vendors' own headers.
 #include "tests/unit/agent/gpu/fake_vendor_library.h"
 
 #include <cstdio>
