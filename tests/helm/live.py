@@ -8,17 +8,16 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
 
+import rig_path  # noqa: F401: finds the integration tests' rig.
+import rig
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CHART = ROOT / "charts" / "rubato"
-sys.path.insert(0, str(HERE.parent / "integration"))
-
-import rig  # noqa: E402: it lies in the folder that was just added.
 
 NODE = "node-1"
 PERIOD_NS = 100_000_000

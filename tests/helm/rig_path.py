@@ -1,0 +1,6 @@
+"""Importing this makes the integration tests' rig importable."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "integration"))
