@@ -39,6 +39,7 @@ inline constexpr uint64_t kMaxClockSkewNs =
 
 // Where the shim looks for the socket: RUBATO_SOCKET if set (a path set by `rubato run`), else here
 // (containers).
+inline constexpr const char kDefaultSocketDirectory[] = "/run/rubato";
 inline constexpr const char kDefaultSocketPath[] = "/run/rubato/attach.sock";
 
 enum class MessageType : uint16_t {

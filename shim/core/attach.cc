@@ -95,7 +95,7 @@ struct Connection {
   abi::OpenDeviceMessage requests[kMaxDevices];
   Packet packet;
   char path[112];
-  bool path_given;  // By RUBATO_SOCKET.
+  bool promised;  // By RUBATO_SOCKET, or by the directory that a container of a tenant has.
 };
 
 namespace {
@@ -364,6 +364,8 @@ Progress OnWelcome(Connection* c, uint64_t deadline_ns) {
   }
   abi::StoreRelaxed(g_state.tenant_class, welcome.tenant_class);
   abi::StoreRelaxed(g_state.mode, welcome.mode);
+  abi::StoreRelaxed(g_state.lost, 0u);
+  abi::StoreRelease(g_state.adrift, 0u);
   c->stage = Stage::kIdle;
   return Progress::kDone;
 }
@@ -604,8 +606,8 @@ DetachReason ReachScheduler(Connection* c) {
         if (++ends == kEndsAtHello) return DetachReason::kRefused;
         break;
       case ConnectAnswer::kAbsent:
-        // No socket was promised to this program, and there is none: it is simply not managed.
-        if (!c->path_given) return DetachReason::kNoScheduler;
+        // Nothing was promised to this program, and there is none: it is simply not managed.
+        if (!c->promised) return DetachReason::kNoScheduler;
         break;
       case ConnectAnswer::kNobody:
         break;
@@ -632,17 +634,26 @@ DetachReason Attach(const Driver& driver) {
   auto* c = static_cast<Connection*>(MapZeroed(sizeof(Connection)));
   if (c == nullptr) return DetachReason::kMapFailed;
   const char* path = SocketVariable();
-  c->path_given = path != nullptr;
+  c->promised = path != nullptr || access(abi::kDefaultSocketDirectory, F_OK) == 0;
   if (path == nullptr) path = abi::kDefaultSocketPath;
   if (strnlen(path, sizeof(c->path)) == sizeof(c->path)) return DetachReason::kNoScheduler;
   CopyText(c->path, sizeof(c->path), path);
   c->vendor = driver.vendor;
   const DetachReason reason = ReachScheduler(c);
+  if (reason == DetachReason::kNoScheduler && c->promised) {
+    DebugLine("no scheduler answers; one op at a time until one does", c->path);
+    if (driver.vendor == kVendorCuda) SetMpsEnvironment({});
+    abi::StoreRelaxed(g_state.tenant_class, static_cast<uint32_t>(abi::TenantClass::kBestEffort));
+    abi::StoreRelaxed(g_state.lost, 1u);
+    abi::StoreRelaxed(g_state.adrift, 1u);
+    abi::StoreRelaxed(g_state.next_contact_ns, NowNs() + kContactPauseNs);
+    abi::StoreRelease(g_state.connection, c);
+    return DetachReason::kNone;
+  }
   if (reason != DetachReason::kNone) return reason;
   abi::WelcomeMessage welcome;
   memcpy(&welcome, c->packet.data, sizeof(welcome));
   if (driver.vendor == kVendorCuda) SetMpsEnvironment(welcome);
-  abi::StoreRelaxed(g_state.lost, 0u);
   abi::StoreRelaxed(g_state.next_contact_ns, NowNs() + kContactPauseNs);
   abi::StoreRelease(g_state.connection, c);
   return DetachReason::kNone;
@@ -708,7 +719,7 @@ void Fetch(DeviceSession* session, uint64_t deadline_ns) {
 // A try to re-attach; its answers are taken as they come.
 void Reattach(Connection* c, uint64_t now_ns) {
   if (ConnectSocket(c->path, &c->socket) != ConnectAnswer::kConnected) return;
-  c->reattaching = true;
+  c->reattaching = abi::LoadRelaxed(g_state.adrift) == 0;
   c->session = nullptr;
   c->refusal = DetachReason::kNone;
   if (!SendHello(c, now_ns)) Break(c, DetachReason::kNone);
@@ -861,6 +872,8 @@ void MaintainConnection(const Driver&, uint64_t now_ns) {
     Reattach(c, now_ns);
   } else if (Advance(c, now_ns) == Progress::kBroken && c->failure != DetachReason::kNone) {
     pause_ns = kRefusedPauseNs;
+    // As at the start: who is turned away is not managed.
+    if (abi::LoadRelaxed(g_state.adrift) != 0) Detach(c->failure);
   }
   if (c->stage != Stage::kIdle && c->stage != Stage::kClosed) pause_ns = kMillisecond;
   EndLeases(now_ns);

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "shim/core/adrift.h"
 #include "shim/core/attach.h"
 #include "shim/core/core.h"
 #include "shim/core/gate.h"
@@ -216,6 +217,11 @@ void MarkIfDue(const Driver& driver, DeviceSession* session, StreamState* stream
   EnqueueMarker(driver, session, stream, context);
 }
 
+// The op's stream, for calls without a twin for per-thread streams.
+Handle AsDriverWants(const Driver& driver, const Op& op) {
+  return op.stream == 0 && op.per_thread ? driver.per_thread_stream : op.stream;
+}
+
 bool InCapture(const Driver& driver, Handle stream, bool per_thread) {
   if (abi::LoadRelaxed(g_state.active_captures) == 0) return false;
   if (driver.is_capturing == nullptr) return true;
@@ -252,7 +258,10 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
     return;
   }
   const Place place = FindPlace(driver, op.stream, op.per_thread);
-  if (place.session == nullptr) return;
+  if (place.session == nullptr) {
+    if (Adrift()) HoldAdrift(driver, AsDriverWants(driver, op));
+    return;
+  }
   DeviceSession* session = place.session;
   CountOp(session, place.stream, op.kind);
   token->session = session;
@@ -272,8 +281,7 @@ void BeforeOpSlow(const Op& op, OpToken* token) {
   SetDirty(session, place.stream);
   __atomic_fetch_add(&place.stream->submitted_ns, token->claimed_ns, __ATOMIC_RELAXED);
   if (!prediction.known || SampleDue(session, place.stream, token->expected_ns)) {
-    const Handle handle = op.stream == 0 && op.per_thread ? driver.per_thread_stream : op.stream;
-    token->sample = BeginSample(driver, session, handle, op.kind, prediction.key,
+    token->sample = BeginSample(driver, session, AsDriverWants(driver, op), op.kind, prediction.key,
                                 prediction.base_key, token->expected_ns);
   }
 }
@@ -294,8 +302,7 @@ void AfterOpSlow(const Op& op, OpToken* token, bool ok) {
   auto* stream = static_cast<StreamState*>(token->stream);
   if ((token->flags & kTokenBestEffort) != 0) {
     if (token->sample >= 0) {
-      const Handle handle = op.stream == 0 && op.per_thread ? driver.per_thread_stream : op.stream;
-      EndSample(driver, session, token->sample, handle, ok);
+      EndSample(driver, session, token->sample, AsDriverWants(driver, op), ok);
     }
     if (ok) {
       abi::CountRelaxed(stream->busy_ns, token->expected_ns);

@@ -109,6 +109,7 @@ struct alignas(4096) ProcessState {
   HandleMap graphs;               // Executable graph -> content hash: ops.cc.
   uint64_t serial;           // Of this process's attachment: what a thread cached before a fork
                              // is void in the child. 0 until the first session is equipped.
+  uint32_t adrift;           // 1: attached to nobody yet: adrift.h. Implies `lost`.
   uint32_t functions_epoch;  // Changes when functions are unloaded: what threads cached is void.
   uint32_t unknown_symbols;  // Names asked for that the hook table lacks.
 };

@@ -2,6 +2,7 @@
 // and programs that fork, close what they do not know, or use many threads.
 
 #include "shim/core/attach.h"
+#include "shim/core/adrift.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -172,7 +173,7 @@ TEST_F(AttachTest, HidesForeignMpsServers) {
 }
 
 TEST_F(AttachTest, LeavesAnUnmanagedProgramAlone) {
-  if (access(abi::kDefaultSocketPath, F_OK) == 0) GTEST_SKIP() << "a scheduler lives here";
+  if (access(abi::kDefaultSocketDirectory, F_OK) == 0) GTEST_SKIP() << "a scheduler lives here";
   ChildProcess child([&] {
     unsetenv("RUBATO_SOCKET");
     setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps", 1);
@@ -208,12 +209,55 @@ TEST_F(AttachTest, PathsThatAreNone) {
     EXPECT_EQ(ReasonNow(), DetachReason::kNoScheduler);
   });
   child.Join();
-  ChildProcess absent([&] {
+}
+
+TEST_F(AttachTest, AProcessThatWasPromisedASchedulerAttachesWhenOneComes) {
+  FakeScheduler scheduler(folder_.path(),
+                          {.tenant_class = TenantClass::kRealtime, .listening = false});
+  Signal adrift;
+  ChildProcess child([&] {
+    scheduler.CloseInChild();
+    setenv("RUBATO_SOCKET", (folder_.path() + "/attach.sock").c_str(), 1);
+    setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps", 1);
+    AttachProcess(DeviceOnlyDriver());
+    EXPECT_TRUE(Attached()) << "it is not free";
+    EXPECT_TRUE(Adrift());
+    EXPECT_EQ(ReasonNow(), DetachReason::kNone);
+    EXPECT_EQ(OpenSession(DeviceOnlyDriver(), 0), nullptr);
+    EXPECT_STRNE(getenv("CUDA_MPS_PIPE_DIRECTORY"), "/tmp/nvidia-mps");
+    adrift.Give();
+    EXPECT_TRUE(MaintainUntil([] { return !Adrift(); }));
+    EXPECT_TRUE(IsRealtime());
+    EXPECT_EQ(g_state.lost, 0u);
+    EXPECT_NE(OpenSession(DeviceOnlyDriver(), 0), nullptr);
+  });
+  adrift.Take();
+  scheduler.Start();
+  scheduler.Listen();
+  child.Join();
+  EXPECT_TRUE(scheduler.Complaints().empty());
+}
+
+TEST_F(AttachTest, AProcessAdriftThatIsTurnedAwayIsNotManaged) {
+  FakeScheduler scheduler(folder_.path(),
+                          {.listening = false, .tamper = [](MessageType, Reply* reply) {
+                             reply->As<abi::MessageHeader>().status =
+                                 static_cast<uint32_t>(abi::Status::kNotAllowed);
+                           }});
+  Signal adrift;
+  ChildProcess child([&] {
+    scheduler.CloseInChild();
     setenv("RUBATO_SOCKET", (folder_.path() + "/attach.sock").c_str(), 1);
     AttachProcess(DeviceOnlyDriver());
-    EXPECT_EQ(ReasonNow(), DetachReason::kNoScheduler);
+    EXPECT_TRUE(Adrift());
+    adrift.Give();
+    EXPECT_TRUE(MaintainUntil([] { return !Attached(); }));
+    EXPECT_EQ(ReasonNow(), DetachReason::kRefused);
   });
-  absent.Join();
+  adrift.Take();
+  scheduler.Start();
+  scheduler.Listen();
+  child.Join();
 }
 
 TEST_F(AttachTest, WaitsForASchedulerThatIsAboutToListen) {
@@ -374,8 +418,7 @@ std::vector<Hostile> HostileAnswers() {
         "HangUp", [](Reply* reply) { reply->hang_up = true; },
         i == 0 ? DetachReason::kRefused : DetachReason::kNone);
     add(
-        "Silence", [](Reply* reply) { reply->silence = true; },
-        i == 0 ? DetachReason::kNoScheduler : DetachReason::kNone);
+        "Silence", [](Reply* reply) { reply->silence = true; }, DetachReason::kNone);
     add("NotAllowed", WithStatus(Status::kNotAllowed));
     add("UnknownStatus", WithStatus(static_cast<Status>(999)));
     add("Full", WithStatus(Status::kFull), DetachReason::kNoDirectory);

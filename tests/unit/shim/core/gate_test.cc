@@ -569,5 +569,33 @@ TEST_F(GateTest, ManyThreadsOnTheirOwnStreams) {
   EXPECT_EQ(OwnInflightNs(FakeDriver(), &world.session, NowNs()), 0u);
 }
 
+// ---- Without a scheduler
+// --------------------------------------------------------------------------
+
+TEST(AdriftTest, AnOpWaitsForWhatIsInItsStream) {
+  FakeGpu::Get().Reset();
+  SetDriver(&FakeDriver());
+  g_state.devices[0] = nullptr;
+  g_state.active_captures = 0;
+  g_state.lost = 1;
+  g_state.adrift = 1;
+  g_state.next_contact_ns = abi::kNever;
+  abi::StoreRelease(g_state.phase, static_cast<uint32_t>(Phase::kAttached));
+  FakeGpu::Get().event_state = kNotReady;
+  std::atomic<bool> gone{false};
+  std::thread program([&] {
+    Launch(KernelOp(kStream));
+    gone = true;
+  });
+  while (FakeGpu::Get().events_recorded == 0) std::this_thread::yield();
+  EXPECT_FALSE(gone);
+  FakeGpu::Get().event_state = 0;
+  program.join();
+  EXPECT_EQ(FakeGpu::Get().events_recorded, 1);
+  abi::StoreRelease(g_state.phase, static_cast<uint32_t>(Phase::kFresh));
+  g_state.lost = 0;
+  g_state.adrift = 0;
+}
+
 }  // namespace
 }  // namespace rubato::shim::testing

@@ -49,7 +49,7 @@ struct FakeGpu {
   std::atomic<bool> at_once{false};  // Words are written as soon as they are enqueued.
   std::atomic<uint64_t> next_event{1};
   double event_us = 100;
-  int event_state = 0;  // What event_query answers.
+  std::atomic<int> event_state{0};  // What event_query answers.
   int registrations = 0;
   std::atomic<int> events_recorded{0};
 
@@ -130,7 +130,7 @@ inline const Driver& FakeDriver() {
       FakeGpu::Get().events_recorded++;
       return 0;
     };
-    d.event_query = [](Handle) { return FakeGpu::Get().event_state; };
+    d.event_query = [](Handle) { return FakeGpu::Get().event_state.load(); };
     d.event_elapsed_us = [](Handle, Handle, double* us) {
       *us = FakeGpu::Get().event_us;
       return 0;
