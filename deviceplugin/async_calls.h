@@ -9,10 +9,11 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <string>
 #include <utility>
 
@@ -45,53 +46,75 @@ class AsyncCalls {
   ~AsyncCalls() {
     *alive_ = false;
     std::unique_lock<std::mutex> lock(running_->mutex);
-    for (grpc::ClientContext* context : running_->contexts) context->TryCancel();
-    running_->none.wait(lock, [this] { return running_->contexts.empty(); });
+    for (const auto& [id, call] : running_->calls) call->context.TryCancel();
+    running_->none.wait(lock, [this] { return running_->unanswered == 0; });
+    const auto calls = std::exchange(running_->calls, {});
+    lock.unlock();
   }
 
   // Calls `start` at once, with everything a callback call of a stub needs; when that is over,
   // `convert` on a thread of gRPC's (only after success, else Value{} is passed on) and then `done`
-  // on the loop's. `start` keeps the stub alive by itself.
+  // on the loop's. The stub need not outlive this function.
   template <typename Request, typename Response, typename Value, typename Start>
-  void Call(base::Nanos timeout_ns, Request request, Start start,
-            std::function<Value(const Response&)> convert,
+  void Call(base::Nanos timeout_ns, Request request, Start start, Value (*convert)(const Response&),
             std::function<void(const grpc::Status&, Value)> done) {
-    struct State {
-      grpc::ClientContext context;
+    struct TypedCall final : OpenCall {
       Request request;
       Response response;
+      std::function<void(const grpc::Status&, Value)> done;
     };
-    auto state = std::make_shared<State>();
-    state->request = std::move(request);
-    state->context.set_deadline(std::chrono::system_clock::now() +
-                                std::chrono::nanoseconds(timeout_ns));
+    auto owned = std::make_unique<TypedCall>();
+    TypedCall* call = owned.get();
+    call->request = std::move(request);
+    call->done = std::move(done);
+    call->context.set_deadline(std::chrono::system_clock::now() +
+                               std::chrono::nanoseconds(timeout_ns));
+    const uint64_t id = next_id_++;
     {
       const std::lock_guard<std::mutex> lock(running_->mutex);
-      running_->contexts.insert(&state->context);
+      running_->calls.emplace(id, std::move(owned));
+      ++running_->unanswered;
     }
-    start(&state->context, &state->request, &state->response,
-          [loop = loop_, alive = alive_, running = running_, state, convert = std::move(convert),
-           done = std::move(done)](grpc::Status status) {
-            Value value{};
-            if (status.ok()) value = convert(state->response);
-            loop->Post([alive, done, status = std::move(status), value = std::move(value)] {
-              if (*alive) done(status, value);
-            });
-            const std::lock_guard<std::mutex> lock(running->mutex);
-            running->contexts.erase(&state->context);
-            running->none.notify_all();
-          });
+    // The call ends on the loop's thread, and must: with it goes, perhaps, the last use of its
+    // channel, and gRPC then waits for the very thread that brings the answer.
+    start(
+        &call->context, &call->request, &call->response,
+        [loop = loop_, alive = alive_, running = running_, call, id, convert](grpc::Status status) {
+          Value value{};
+          if (status.ok()) value = convert(call->response);
+          loop->Post(
+              [alive, running, id, call, status = std::move(status), value = std::move(value)] {
+                if (!*alive) return;
+                const auto over = running->Take(id);
+                call->done(status, value);
+              });
+          const std::lock_guard<std::mutex> lock(running->mutex);
+          --running->unanswered;
+          running->none.notify_all();
+        });
   }
 
  private:
+  struct OpenCall {
+    virtual ~OpenCall() = default;
+    grpc::ClientContext context;
+  };
   struct Running {
     std::mutex mutex;
     std::condition_variable none;
-    std::set<grpc::ClientContext*> contexts;
+    std::map<uint64_t, std::unique_ptr<OpenCall>> calls;  // Until their answer was passed on.
+    int unanswered = 0;                                   // Of those, gRPC still has these.
+
+    std::unique_ptr<OpenCall> Take(uint64_t id) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      auto node = calls.extract(id);
+      return std::move(node.mapped());
+    }
   };
   base::EventLoop* loop_;
   std::shared_ptr<bool> alive_;  // Loop's thread.
   std::shared_ptr<Running> running_;
+  uint64_t next_id_ = 1;
 };
 
 }  // namespace rubato::deviceplugin

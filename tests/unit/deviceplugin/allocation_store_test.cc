@@ -24,8 +24,8 @@ class AllocationStoreTest : public LoopFixture {
  protected:
   void SetUp() override {
     LoopFixture::SetUp();
-    paths_.directory = directory_ + "/root/alloc";
-    paths_.records_file = directory_ + "/root/allocations.json";
+    paths_.directory = directory_ + "/host/alloc";
+    paths_.records_file = directory_ + "/host/allocations.json";
   }
   void TearDown() override {
     Close();
@@ -93,7 +93,7 @@ class AllocationStoreTest : public LoopFixture {
     return status.st_mode & 07777;
   }
   void WriteRecords(const std::string& text) {
-    fs::create_directories(directory_ + "/root");
+    fs::create_directories(directory_ + "/host");
     std::ofstream(paths_.records_file) << text;
   }
 
@@ -268,7 +268,7 @@ TEST_F(AllocationStoreTest, SetsAsideWhatItCannotRead) {
     EXPECT_TRUE(Add(Slots(0, 0, 0)).ok());
     EXPECT_EQ(OnDisk().size(), 1u);
     Close();
-    fs::remove_all(directory_ + "/root");
+    fs::remove_all(directory_ + "/host");
   }
 }
 
@@ -315,7 +315,7 @@ TEST_F(AllocationStoreTest, SaysWhenTheDiskRefuses) {
 }
 
 TEST_F(AllocationStoreTest, OpenSaysWhenItCannotKeepRecords) {
-  fs::create_directories(directory_ + "/root");
+  fs::create_directories(directory_ + "/host");
   std::ofstream(paths_.directory) << "a file";
   EXPECT_FALSE(TryOpen().ok());
   fs::remove(paths_.directory);
