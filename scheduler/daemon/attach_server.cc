@@ -54,6 +54,7 @@ struct AttachServer::Connection {
   base::UniqueFd process;  // Readable once the process has ended.
   TenantId tenant;
   base::PeerCredentials peer;
+  bool counted = false;  // In `per_user_`.
   AttachProtocol protocol;
   base::EventLoop::TimerId hello_timer = 0;
 };
@@ -159,8 +160,11 @@ void AttachServer::Accept(TenantId tenant) {
                      peer->uid);
     return;
   }
+  const auto user = per_user_.find(peer->uid);
+  const bool user_full =
+      !listener.any_user && user != per_user_.end() && user->second >= limits_.per_user;
   if (connections_.size() >= limits_.connections || listener.connections >= limits_.per_tenant ||
-      per_user_[peer->uid] >= limits_.per_user) {
+      user_full) {
     scheduler_->CountRefusal(abi::Status::kFull);
     return;
   }
@@ -180,7 +184,8 @@ void AttachServer::Accept(TenantId tenant) {
   connection->hello_timer =
       loop_->AddTimer(clock_->NowNs() + limits_.hello_ns, [this, number] { Drop(number); });
   ++listener.connections;
-  ++per_user_[peer->uid];
+  connection->counted = !listener.any_user;
+  if (connection->counted) ++per_user_[peer->uid];
   connections_.emplace(number, std::move(connection));
 }
 
@@ -226,7 +231,7 @@ void AttachServer::Drop(int fd) {
   if (const auto listener = listeners_.find(connection->tenant); listener != listeners_.end())
     --listener->second->connections;
   if (const auto user = per_user_.find(connection->peer.uid);
-      user != per_user_.end() && --user->second == 0) {
+      connection->counted && user != per_user_.end() && --user->second == 0) {
     per_user_.erase(user);
   }
   connection->protocol.OnEnd(clock_->NowNs());

@@ -25,9 +25,9 @@
 namespace rubato::sched {
 
 struct AttachLimits {
-  size_t connections = 1024;
+  size_t connections = 4096;
   size_t per_tenant = 256;
-  size_t per_user = 512;
+  size_t per_user = 512;  // Not counted at sockets for any user: there a user says nothing.
   Nanos hello_ns = 5 * base::kSecond;  // A connection without a Hello lives this long.
 };
 

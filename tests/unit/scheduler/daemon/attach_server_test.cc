@@ -262,6 +262,36 @@ TEST_F(AttachServerTest, ConnectionsAreLimited) {
   EXPECT_TRUE(next.Attach(path));
 }
 
+TEST_F(AttachServerTest, OneUsersProcessesAreLimitedButContainersHaveNoUser) {
+  side_.reset();
+  AttachLimits limits;
+  limits.per_user = 2;
+  side_.emplace(loop_.get(), &clock_, directory_, 1, limits);
+  std::string path;
+  Add(core::TenantClass::kBestEffort, &path);
+  core::TenantSpec spec;
+  spec.name = "pod";
+  spec.tenant_class = core::TenantClass::kBestEffort;
+  spec.any_user = true;
+  const TenantId pod = *side_->scheduler.AddTenant(spec, 1);
+  ASSERT_TRUE(side_->server.Open(pod, "").ok());
+  std::vector<ShimStandIn> shims;
+  for (int i = 0; i < 4; ++i) {
+    shims.push_back(Shim());
+    ASSERT_TRUE(shims.back().Attach(side_->server.PathOf(pod)));
+  }
+  for (int i = 0; i < 2; ++i) {
+    shims.push_back(Shim());
+    ASSERT_TRUE(shims.back().Attach(path)) << "what containers do counts for nobody";
+  }
+  ShimStandIn third = Shim();
+  EXPECT_FALSE(third.Attach(path));
+  shims.clear();
+  WorkUntil([&] { return side_->server.connection_count() == 0; });
+  ShimStandIn next = Shim();
+  EXPECT_TRUE(next.Attach(path));
+}
+
 TEST_F(AttachServerTest, ARestartedSchedulerTakesTheSlotBack) {
   const std::string token = "00112233445566778899aabbccddeeff";
   std::string path;
