@@ -101,7 +101,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "rubato.startupConfig" -}}
 {{- $config := include "rubato.agentConfig" . | fromYaml -}}
 {{- $_ := set $config "gpu" (omit $config.gpu "include" "exclude" "recoveryTime" "ignoredXids") -}}
-{{- omit $config "policy" "admission" "events" "log" | toJson -}}
+{{- omit $config "policy" "admission" "events" "log" "allocation" "deviceInjection" "shimInjection" "nvidia" | toJson -}}
 {{- end -}}
 
 {{/* No privilege, no writable root, no way to more. uid 0: docs/kubernetes/security.md says why. */}}
