@@ -4,9 +4,11 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -29,7 +31,7 @@ struct Side {
   Side(base::EventLoop* loop, const base::Clock* clock, const std::string& directory,
        uint64_t epoch, AttachLimits limits = {})
       : scheduler(Options(epoch), clock->NowNs()),
-        server(loop, clock, &scheduler, *AttachDirectory::Open(directory, false), limits) {}
+        server(loop, clock, &scheduler, *AttachDirectory::Open(directory, true), limits) {}
   static SchedulerOptions Options(uint64_t epoch) {
     SchedulerOptions options;
     options.epoch = epoch;
@@ -322,6 +324,74 @@ TEST_F(AttachServerTest, ARestartedSchedulerTakesTheSlotBack) {
   side_->scheduler.Poll(clock_.NowNs());
   const SchedulerStatus status = side_->scheduler.Status(clock_.NowNs());
   EXPECT_EQ(status.tenants.at(0).devices.at(0).totals.counter(abi::Counter::kOps), 7u);
+}
+
+// As a container's process: another user, in a mount namespace of its own, with its tenant's folder
+// mounted read-only and nothing else of ours in sight.
+TEST_F(AttachServerTest, AContainerAttachesThroughItsFolderAlsoToTheNextScheduler) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root to be another user";
+  const std::string token = "00112233445566778899aabbccddeeff";
+  const auto add = [&] {
+    core::TenantSpec spec;
+    spec.name = "pod";
+    spec.tenant_class = core::TenantClass::kBestEffort;
+    spec.any_user = true;
+    const TenantId id = *side_->scheduler.AddTenant(spec, clock_.NowNs());
+    EXPECT_TRUE(side_->server.Open(id, token).ok());
+    return id;
+  };
+  // The folder is somebody else's, and outlives the schedulers: that is what makes this work.
+  const std::string folder = directory_ + "/" + token;
+  ASSERT_EQ(::mkdir(folder.c_str(), 0755), 0);
+  ASSERT_EQ(::chmod(folder.c_str(), 0755), 0);
+  char mount_point[] = "/tmp/rubato-container-XXXXXX";
+  ASSERT_NE(::mkdtemp(mount_point), nullptr);
+  ASSERT_EQ(::chmod(mount_point, 0755), 0);
+  TenantId tenant = add();
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    constexpr int kCannot = 77;
+    ::close_range(3, ~0u, 0);  // The folder's lock among them, as exec would do.
+    if (::unshare(CLONE_NEWNS) != 0 ||
+        ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
+        ::mount(folder.c_str(), mount_point, nullptr, MS_BIND, nullptr) != 0 ||
+        ::mount(nullptr, mount_point, nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY, nullptr) != 0)
+      ::_exit(kCannot);
+    if (::setgid(12345) != 0 || ::setuid(12345) != 0) ::_exit(kCannot);
+    ShimStandIn shim([] {});
+    const std::string path = std::string(mount_point) + "/attach.sock";
+    if (!shim.Attach(path) || shim.welcome.epoch != 1) ::_exit(1);
+    if (!shim.IsClosed()) ::_exit(2);
+    const Nanos until_ns = base::MonotonicNow() + 30 * base::kSecond;
+    while (!shim.Attach(path, 1, true)) {
+      if (base::MonotonicNow() > until_ns) ::_exit(3);
+      ::usleep(1000);
+    }
+    ::_exit(shim.welcome.epoch == 2 ? 0 : 4);
+  }
+  int status = 0;
+  bool ended = false;
+  const auto child_ended = [&] {
+    ended = ended || ::waitpid(child, &status, WNOHANG) == child;
+    return ended;
+  };
+  WorkUntil([&] { return side_->scheduler.SessionCount(tenant) == 1 || child_ended(); });
+  if (!ended) {
+    side_.reset();
+    EXPECT_TRUE(std::filesystem::exists(folder));
+    side_.emplace(loop_.get(), &clock_, directory_, 2);
+    tenant = add();
+    WorkUntil(child_ended);
+  }
+  if (!ended) ::kill(child, SIGKILL);
+  if (!ended) ::waitpid(child, &status, 0);
+  side_.reset();
+  EXPECT_EQ(::rmdir(folder.c_str()), 0) << "only the socket was in it, and it is gone";
+  ::rmdir(mount_point);
+  ASSERT_TRUE(WIFEXITED(status));
+  if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "no mount namespaces here";
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_F(AttachServerTest, ASlotHandedBackTwiceGetsAnotherPlace) {
