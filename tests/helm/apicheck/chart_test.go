@@ -463,3 +463,50 @@ func TestAgentConfiguration(t *testing.T) {
 		t.Errorf("configurations in %v only", names)
 	}
 }
+
+// Every container with a folder of the host or a capability has its row in the page for people.
+func TestTheSecurityPageNamesEveryException(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/kubernetes/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []string
+	for _, line := range strings.Split(string(text), "\n") {
+		if strings.HasPrefix(line, "| ") {
+			rows = append(rows, line)
+		}
+	}
+	words := map[string]string{"$kubelet": "<kubelet>", "$root/alloc": "<hostRoot>/alloc", "$root": "hostRoot",
+		"$run": "/run/rubato", "/run/nvidia/driver": "driver's root", "/var/lib/rubato/mps/pipe": "MPS pipe folder"}
+	named := func(container, what string) bool {
+		for _, row := range rows {
+			cells := strings.Split(row, "|")
+			if strings.Contains(cells[1], container) && strings.Contains(cells[2], what) {
+				return true
+			}
+		}
+		return false
+	}
+	for key, folders := range hostFolders {
+		container := key[strings.Index(key, "/")+1:]
+		for _, folder := range folders {
+			path := strings.Fields(folder)[0]
+			if path == "$root/softgpu/run" { // Of the software GPU's pod: no node with work has it.
+				continue
+			}
+			for _, from := range []string{"$kubelet", "$root/alloc", "$root", "$run", "/run/nvidia/driver", "/var/lib/rubato/mps/pipe"} {
+				path = strings.ReplaceAll(path, from, words[from])
+			}
+			if !named(container, path) {
+				t.Errorf("security.md has no row for %s and %s", container, path)
+			}
+		}
+	}
+	for component, capabilities := range mayAdd {
+		for _, capability := range capabilities {
+			if component != "softgpu" || !named("device", string(capability)) {
+				t.Errorf("security.md has no row for %s of %s", capability, component)
+			}
+		}
+	}
+}
