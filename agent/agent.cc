@@ -230,6 +230,7 @@ Result<void> Agent::BeginPlugin() {
   places.allocations.directory = config_.alloc_directory();
   places.allocations.records_file = config_.records_path();
   const deviceplugin::PluginOptions options = MakePluginOptions();
+  plugin_options_ = options;
   if (options.answer.shim_directory.empty()) {
     base::LogWarning(
         "no shim is installed in {}/shim, so every allocation will be refused; run rubato-agent "
@@ -525,6 +526,7 @@ void Agent::OnHeld(Result<std::vector<deviceplugin::PodDevicesHeld>> held, uint6
     RefreshHeld();
     return;
   }
+  LogWatchTrouble();
   const Nanos pause_ns = held_failed_ ? kHeldRetry : kHeldInterval;
   held_timer_ = loop_->AddTimer(base::MonotonicNow() + pause_ns, [this] {
     held_timer_ = 0;
@@ -535,6 +537,16 @@ void Agent::OnHeld(Result<std::vector<deviceplugin::PodDevicesHeld>> held, uint6
 void Agent::OnPodChange(kube::PodWatch::Change change, const kube::Pod&) {
   if (change != kube::PodWatch::Change::kChanged) RefreshHeld();
   ScheduleJoin();
+}
+
+void Agent::LogWatchTrouble() {
+  if (pods_ == nullptr || pods_->trouble() == watch_trouble_) return;
+  watch_trouble_ = pods_->trouble();
+  if (watch_trouble_.empty()) {
+    base::LogInfo("the API server answers again");
+  } else {
+    base::LogWarning("the API server does not answer: {}", base::Printable(watch_trouble_, 512));
+  }
 }
 
 void Agent::ScheduleJoin() {
@@ -560,6 +572,7 @@ void Agent::Join() {
   facts.pods_synced = pods_ != nullptr && pods_->synced();
   for (const KnownGpu& gpu : inventory_.gpus())
     facts.gpu_bytes[gpu.reading.uuid] = gpu.reading.total_bytes;
+  LogWatchTrouble();
   plan_ = book_->Join(facts, now_ns);
   loop_->RemoveTimer(book_timer_);
   book_timer_ = 0;
@@ -756,13 +769,16 @@ void Agent::Reload(const char* cause) {
   for (const std::string& path : pending)
     base::LogWarning("{} takes effect at the next start of the agent", path);
   const Config next = WithLiveKeys(config_, *loaded);
-  const deviceplugin::PluginOptions before = MakePluginOptions();
   const bool same = next == config_;
   config_ = next;
+  // A shim that was installed meanwhile is taken up as well.
   if (const deviceplugin::PluginOptions options = MakePluginOptions();
-      !same || !(options.answer == before.answer)) {
-    if (auto set = plugin_->SetOptions(options); !set)
+      !same || !(options.answer == plugin_options_.answer)) {
+    if (auto set = plugin_->SetOptions(options); set) {
+      plugin_options_ = options;
+    } else {
       base::LogError("device plugin: {}", set.error().message);
+    }
   }
   ++config_reloads_total_[same ? "unchanged" : "applied"];
   base::LogInfo("configuration read again ({}): {}", cause, same ? "nothing new" : "applied");

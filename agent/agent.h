@@ -65,6 +65,7 @@ class Agent {
   void RefreshHeld();
   void OnHeld(base::Result<std::vector<deviceplugin::PodDevicesHeld>> held, uint64_t serial);
   void OnPodChange(kube::PodWatch::Change change, const kube::Pod& pod);
+  void LogWatchTrouble();
   void ScheduleJoin();
   void Join();
   void Release(const std::string& token);
@@ -102,6 +103,7 @@ class Agent {
   std::map<std::string, std::string> gpu_logged_;
 
   std::unique_ptr<deviceplugin::DevicePlugin> plugin_;
+  deviceplugin::PluginOptions plugin_options_;  // As the plugin has them.
   std::optional<std::vector<deviceplugin::PodDevicesHeld>> held_;
   uint64_t held_serial_ = 0;
   bool held_asking_ = false;
@@ -123,6 +125,7 @@ class Agent {
   std::unique_ptr<Reconciler> reconciler_;
   std::map<std::string, AllocationState> states_;  // By token, of the last join.
   Plan plan_;
+  std::string watch_trouble_;  // As it was logged last.
   base::EventLoop::TimerId join_timer_ = 0;
   base::EventLoop::TimerId book_timer_ = 0;
   base::EventLoop::TimerId pump_timer_ = 0;

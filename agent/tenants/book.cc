@@ -289,7 +289,8 @@ Plan TenantBook::Join(const Facts& facts, Nanos now_ns) {
       for (const kube::Complaint& complaint : promises.complaints) {
         if (!complaint.container.empty() && complaint.container != entry_plan.pod.container)
           continue;
-        entry_plan.notices.push_back(Notice{true, "BadAnnotation", complaint.message});
+        entry_plan.notices.push_back(
+            Notice{true, "BadAnnotation", "annotation " + complaint.key + " " + complaint.message});
       }
     }
     asks.push_back(std::move(ask));
