@@ -280,6 +280,7 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
     if (rejection.has_value()) return Reject(call, *rejection);
 
     pending->options = options_.answer;
+    pending->given_ns = base::MonotonicNow();
     pending->records.resize(pending->grants.size());
     pending->waiting = pending->grants.size();
     allocates_.insert(pending);
@@ -340,6 +341,7 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
     size_t waiting = 0;
     bool failed = false;
     Nanos arrived_ns = 0;
+    Nanos given_ns = 0;  // To the disk.
   };
   struct PendingPreStart {
     std::shared_ptr<PreStartCall> call;
@@ -384,7 +386,7 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
     }
     if (pending->failed || pending->waiting > 0) return;
 
-    state_.last_allocate_disk_ns = base::MonotonicNow() - pending->arrived_ns;
+    state_.last_allocate_disk_ns = base::MonotonicNow() - pending->given_ns;
     for (size_t i = 0; i < pending->grants.size(); ++i) {
       const AllocationRecord& made = *pending->records[i];
       ToProto(BuildAnswer(pending->grants[i], made.token, store_->DirectoryOf(made.token),

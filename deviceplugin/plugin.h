@@ -105,7 +105,8 @@ struct PluginState {
   uint64_t peers_refused_total = 0;  // Connections of other users.
   uint32_t slots_listed = 0;
   uint32_t slots_healthy = 0;
-  // Time from the arrival of an Allocate to its answer, the disk's part included and apart.
+  // Of the newest Allocate that was answered: from its arrival to its answer, and how much of that
+  // was waiting for the disk.
   base::Nanos last_allocate_ns = 0;
   base::Nanos last_allocate_disk_ns = 0;
 };

@@ -952,56 +952,68 @@ TEST_F(PluginTest, EndsInTheMiddleOfARegistration) {
 
 TEST_F(PluginTest, PodsComeAndGoWhileKubeletsDo) {
   callbacks_.pre_start = [](const auto&, auto reply) { reply({}); };
+  // As the agent does: what a GPU's pod leaves behind is released when the next one comes.
+  std::map<std::string, std::string> newest;  // Loop's thread.
+  callbacks_.allocated = [&](const AllocationRecord& record) {
+    std::string& token = newest[record.gpus.front()];
+    if (!token.empty()) plugin_->allocations().Release(token, nullptr);
+    token = record.token;
+  };
   options_.self_check_interval_ns = 20 * base::kMillisecond;
   StartBoth(MakeGpus(4));
+
   std::atomic<bool> stop = false;
-  std::atomic<int> given = 0;
+  std::atomic<uint64_t> given = 0;
   std::vector<std::thread> pods;
-  for (uint32_t gpu = 0; gpu < 4; ++gpu) {
-    pods.emplace_back([&, gpu] {
-      for (uint32_t i = 0; !stop; ++i) {
-        const auto ids = Slots(gpu, i % 5, i % 5 + 2);
-        if (!kubelet_->Allocate(kResource, ids).ok()) {
-          std::this_thread::yield();
-          continue;
+  const auto start_pods = [&] {
+    stop = false;
+    for (uint32_t gpu = 0; gpu < 4; ++gpu) {
+      pods.emplace_back([&, gpu] {
+        for (uint32_t i = 0; !stop; ++i) {
+          const auto ids = Slots(gpu, i % 5, i % 5 + 2);
+          if (kubelet_->Allocate(kResource, ids).ok()) {
+            ++given;
+            (void)kubelet_->PreStart(kResource, ids);
+          } else {
+            // No kubelet, no plugin, or no healthy GPU just now.
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+          }
         }
-        ++given;
-        (void)kubelet_->PreStart(kResource, ids);
-      }
-    });
-  }
-  for (int round = 0; round < 4; ++round) {
-    const int before = given;
+      });
+    }
+  };
+  const auto stop_pods = [&] {
+    stop = true;
+    for (auto& pod : pods) pod.join();
+    pods.clear();
+  };
+  start_pods();
+  for (size_t round = 0; round < 4; ++round) {
+    const uint64_t before = given;
     EXPECT_TRUE(Eventually([&] { return given >= before + 20; }));
     auto gpus = MakeGpus(4);
-    gpus[static_cast<size_t>(round)].healthy = false;
+    gpus[round].healthy = false;
     SetGpus(gpus);
     if (round % 2 == 0) {
       kubelet_->CancelStream(kResource);
     } else {
-      // Its clients must not be in use while it goes.
-      stop = true;
-      for (auto& pod : pods) pod.join();
-      pods.clear();
+      stop_pods();  // They use the stand-in, which is not there for a moment.
       kubelet_->Stop();
       ASSERT_TRUE(kubelet_->Start().ok());
+      start_pods();
     }
     SetGpus(MakeGpus(4));
     ASSERT_TRUE(Registered(40));
-    if (pods.empty()) {
-      stop = false;
-      pods.emplace_back([&] {
-        for (uint32_t i = 0; !stop; ++i) {
-          if (kubelet_->Allocate(kResource, Slots(1, i % 5, i % 5)).ok()) ++given;
-        }
-      });
-    }
   }
-  stop = true;
-  for (auto& pod : pods) pod.join();
-  EXPECT_GE(State().allocations_total, static_cast<uint64_t>(given));
-  // What was answered is recorded.
-  EXPECT_GE(Records().size(), static_cast<size_t>(given));
+  stop_pods();
+
+  EXPECT_GE(State().allocations_total, given);
+  // Of all that came and went, the last of each GPU is left.
+  EXPECT_TRUE(Eventually([&] { return plugin_->allocations().records().size() == 4; }));
+  const auto records = Records();
+  OnLoop([&] {
+    for (const auto& [gpu, token] : newest) EXPECT_TRUE(records.contains(token)) << gpu;
+  });
 }
 
 }  // namespace
