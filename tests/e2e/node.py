@@ -26,6 +26,9 @@ STATE = os.path.join(E2E, "state")
 PID_FILE = os.path.join(E2E, "node.pid")
 
 CGROUP = "rubato-e2e"
+# Against 1024 of every other program, and of the node's own programs against 2048 of its pods.
+NODE_CPU_SHARES = 16384
+SYSTEM_CPU_SHARES = 512
 CGROUP_ROOT = "/sys/fs/cgroup"
 NODE_NAME = "rubato-e2e"
 NODE_ADDRESS = "10.250.0.1"
@@ -110,6 +113,9 @@ def make_cgroups():
             for name in ("cpuset.cpus", "cpuset.mems"):
                 write(os.path.join(hierarchy.directory, name),
                       read(os.path.join(hierarchy.path, name)))
+        if "cpu" in hierarchy.options.split(","):
+            # The GPU is simulated on the host's cores: what else runs there delays it.
+            write(os.path.join(hierarchy.directory, "cpu.shares"), str(NODE_CPU_SHARES))
 
 
 def join_cgroups():
@@ -232,7 +238,8 @@ def clean_host():
 def start(argv):
     """Starts the program as the second process of a new node; returns the Popen of `unshare`."""
     os.makedirs(STATE, exist_ok=True)
-    os.makedirs(LOGS, exist_ok=True)
+    shutil.rmtree(LOGS, ignore_errors=True)
+    os.makedirs(LOGS)
     write(os.path.join(E2E, "sysctls"),
           "".join(f"{name}={read('/proc/sys/' + name).strip()}\n" for name in SYSCTLS))
     make_cgroups()
@@ -288,6 +295,15 @@ def furnish():
     for hierarchy in cgroups:
         os.makedirs(hierarchy.path, exist_ok=True)
         mount(hierarchy.kind, hierarchy.kind, hierarchy.path, hierarchy.options or "rw")
+    # The cluster's own programs, in a group beside the pods', as a system's slice is.
+    for hierarchy in cgroups:
+        system = os.path.join(hierarchy.path, "system")
+        os.makedirs(system)
+        if "cpu" in hierarchy.options.split(","):
+            write(os.path.join(system, "cpu.shares"), str(SYSTEM_CPU_SHARES))
+        for pid in read(os.path.join(hierarchy.path, "cgroup.procs")).split():
+            if pid != "0":
+                write(os.path.join(system, "cgroup.procs"), pid)
     for place, mode in (("/run", "755"), ("/var", "755"), ("/dev/shm", "1777"), ("/tmp", "1777")):
         mount("tmpfs", "tmpfs", place, f"mode={mode}")
     for folder in ("lib", "log", "tmp", "cache"):

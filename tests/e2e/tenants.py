@@ -19,7 +19,7 @@ PERIOD_NS = 200_000_000
 DEADLINE_NS = 160_000_000
 
 
-def pod(name, namespace, slots, annotations, words, restart="Never"):
+def pod(name, namespace, slots, annotations, words, cpu="50m", restart="Never"):
     """A pod of one container that asks for slots. A container's input is empty, and both programs end
     with theirs, so theirs is a pipe that stays open, with what `words` begins with, if that is "go"."""
     say = "echo go; " if words[0] == "go" else ""
@@ -36,7 +36,8 @@ def pod(name, namespace, slots, annotations, words, restart="Never"):
                 "command": ["/bin/sh", "-c",
                             f"mkfifo /tmp/input; {{ {say}exec sleep 1000000; }} >/tmp/input & "
                             f"exec {line} </tmp/input"],
-                "resources": {"limits": {"rubato.dev/gpu": slots}}}]}}
+                "resources": {"limits": {"rubato.dev/gpu": slots},
+                              "requests": {"cpu": cpu}}}]}}
 
 
 def realtime(name="realtime", slots=3, period_ns=PERIOD_NS, deadline_ns=DEADLINE_NS,
@@ -45,7 +46,9 @@ def realtime(name="realtime", slots=3, period_ns=PERIOD_NS, deadline_ns=DEADLINE
                {"class": "realtime", "period": f"{period_ns // 1_000_000}ms",
                 "deadline": f"{deadline_ns // 1_000_000}ms"},
                ["go", "rubato-test-tenant", "periodic", "--period-ns", str(period_ns), "--jobs",
-                "1000000", "--kernels", "3", "--kernel-ns", str(kernel_ns)])
+                "1000000", "--kernels", "3", "--kernel-ns", str(kernel_ns)],
+               # Who wants to be in time on the GPU wants to be in time on the cores.
+               cpu="300m")
 
 
 def best_effort(name, slots, annotations=None, user=0):
