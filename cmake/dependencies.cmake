@@ -1,6 +1,7 @@
 # Libraries from the system's packages (tools/bootstrap installs them), under names that do not
 # depend on the distribution: rubato::grpc, rubato::protobuf, rubato::yaml, rubato::log,
-# rubato::json, rubato::cli11, rubato::prometheus, rubato::civetweb, rubato::curl.
+# rubato::json, rubato::cli11, rubato::prometheus, rubato::civetweb, rubato::crypto,
+# rubato::curl.
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
@@ -61,6 +62,11 @@ endif()
 add_library(rubato_civetweb INTERFACE)
 target_link_libraries(rubato_civetweb INTERFACE ${RUBATO_CIVETWEB_CPP} ${RUBATO_CIVETWEB})
 add_library(rubato::civetweb ALIAS rubato_civetweb)
+
+rubato_find(OpenSSL)
+add_library(rubato_crypto INTERFACE)
+target_link_libraries(rubato_crypto INTERFACE OpenSSL::Crypto)
+add_library(rubato::crypto ALIAS rubato_crypto)
 
 add_library(rubato_yaml INTERFACE)
 if(TARGET yaml-cpp::yaml-cpp)

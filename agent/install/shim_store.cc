@@ -14,7 +14,7 @@
 #include <system_error>
 #include <utility>
 
-#include "agent/install/sha256.h"
+#include "agent/install/content_hash.h"
 #include "base/unique_fd.h"
 #include "deviceplugin/answer.h"
 
@@ -44,7 +44,7 @@ Result<std::string> ReadFile(const fs::path& path) {
 }
 
 std::string HashOf(const Folder& folder) {
-  Sha256 sum;
+  ContentHash sum;
   for (const auto& [name, content] : folder) {
     // Lengths in between, so that no two folders give the same bytes.
     sum.Add(std::to_string(name.size()) + ":" + name + (content.link.empty() ? "f" : "l") +
@@ -201,6 +201,9 @@ Result<InstallReport> InstallShims(const std::string& source, const std::string&
     const fs::path parent = fs::path(root) / kind;
     if (auto made = MakeFolder(parent); !made) return made.error();
     const std::string hash = HashOf(folder);
+    if (hash.size() != kHashDigits)
+      return Error{ErrorCode::kSystem,
+                   "cannot compute a hash; is OpenSSL's SHA-256 disabled here?"};
     auto put = Put(parent, hash, folder);
     if (!put) return put.error();
     const std::string place = (parent / hash).string();

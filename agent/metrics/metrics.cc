@@ -1,3 +1,4 @@
+// The text of /metrics: one function per group of families, in the order of docs/agent.md.
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 

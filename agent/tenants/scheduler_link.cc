@@ -2,12 +2,12 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <chrono>
+#include <condition_variable>
 #include <mutex>
-#include <set>
 #include <utility>
 
 #include "base/clock.h"
+#include "deviceplugin/async_calls.h"
 #include "proto/control/v1/control.grpc.pb.h"
 
 namespace rubato::agent {
@@ -19,7 +19,7 @@ using base::Nanos;
 using base::Result;
 
 constexpr int kReconnectMs = 250;  // A new scheduler is found within this.
-constexpr auto kCallLimit = std::chrono::seconds(5);
+constexpr Nanos kCallLimit = 5 * base::kSecond;
 constexpr Nanos kStreamPause = 100 * base::kMillisecond;
 
 Error FromStatus(const grpc::Status& status) {
@@ -47,121 +47,104 @@ Error FromStatus(const grpc::Status& status) {
   return Error{code, status.error_message()};
 }
 
-// What outlives the link for as long as gRPC has a call of it: where answers go, and which calls
-// there are to cancel at the end.
-struct Line {
+// What a stream shares with the link that owns it, for gRPC's threads.
+struct StreamState {
   std::mutex mutex;
-  base::EventLoop* loop = nullptr;  // Null once the link is gone.
-  std::set<grpc::ClientContext*> contexts;
-
-  // Posts to the loop; what is posted looks again whether the link is still there.
-  static void Post(const std::shared_ptr<Line>& line, std::function<void()> callback) {
-    const std::lock_guard lock(line->mutex);
-    if (line->loop == nullptr) return;
-    line->loop->Post([line, callback = std::move(callback)] {
-      {
-        const std::lock_guard inner(line->mutex);
-        if (line->loop == nullptr) return;
-      }
-      callback();
-    });
-  }
-  // False if the link is gone: then the call is not made.
-  bool Enter(grpc::ClientContext* context) {
-    const std::lock_guard lock(mutex);
-    if (loop == nullptr) return false;
-    contexts.insert(context);
-    return true;
-  }
-  void Leave(grpc::ClientContext* context) {
-    const std::lock_guard lock(mutex);
-    contexts.erase(context);
-  }
+  std::condition_variable changed;
+  bool done = false;  // gRPC has let go of the stream.
 };
 
-template <typename Request, typename Response>
-struct Unary {
-  grpc::ClientContext context;
-  Request request;
-  Response response;
-};
-
+// One WatchStatus call. Made and destroyed on the loop's thread: with it goes, perhaps, the last
+// use of its channel, and gRPC would wait for the thread that brings the end of the call.
 class StatusStream final : public grpc::ClientReadReactor<control::GetStatusResponse> {
  public:
   using OnStatus = std::function<void(control::GetStatusResponse)>;
   using OnEnd = std::function<void(std::string)>;
 
-  // Deletes itself when the call is done.
-  static void Begin(const std::shared_ptr<Line>& line,
-                    const std::shared_ptr<control::Control::Stub>& stub, Nanos interval_ns,
-                    OnStatus on_status, OnEnd on_end) {
-    auto* stream = new StatusStream(line, stub, std::move(on_status), std::move(on_end));
-    if (!line->Enter(&stream->context_)) {
-      delete stream;
-      return;
-    }
-    stream->request_.set_interval_ns(static_cast<uint64_t>(interval_ns));
+  StatusStream(base::EventLoop* loop, std::shared_ptr<bool> alive, control::Control::Stub* stub,
+               Nanos interval_ns, OnStatus on_status, OnEnd on_end)
+      : loop_(loop),
+        alive_(std::move(alive)),
+        on_status_(std::move(on_status)),
+        on_end_(std::move(on_end)),
+        state_(std::make_shared<StreamState>()) {
+    request_.set_interval_ns(static_cast<uint64_t>(interval_ns));
     // Until somebody listens at the socket.
-    stream->context_.set_wait_for_ready(true);
-    stub->async()->WatchStatus(&stream->context_, &stream->request_, stream);
-    stream->StartRead(&stream->response_);
-    stream->StartCall();
+    context_.set_wait_for_ready(true);
+    stub->async()->WatchStatus(&context_, &request_, this);
+    StartRead(&response_);
+    StartCall();
+  }
+
+  // Cancels the call and waits until gRPC has let go of it; its threads never wait for the loop.
+  ~StatusStream() override {
+    context_.TryCancel();
+    std::unique_lock lock(state_->mutex);
+    state_->changed.wait(lock, [this] { return state_->done; });
   }
 
  private:
-  StatusStream(std::shared_ptr<Line> line, std::shared_ptr<control::Control::Stub> stub,
-               OnStatus on_status, OnEnd on_end)
-      : line_(std::move(line)),
-        stub_(std::move(stub)),
-        on_status_(std::move(on_status)),
-        on_end_(std::move(on_end)) {}
+  // Runs `callback` on the loop's thread, unless the link is gone by then.
+  void Post(std::function<void()> callback) {
+    loop_->Post([alive = alive_, callback = std::move(callback)] {
+      if (*alive) callback();
+    });
+  }
 
   void OnReadDone(bool ok) override {
     if (!ok) return;  // OnDone follows.
-    Line::Post(line_, [callback = on_status_, status = std::move(response_)]() mutable {
-      callback(std::move(status));
-    });
+    Post([callback = on_status_, status = std::move(response_)] { callback(status); });
     response_ = {};
     StartRead(&response_);
   }
 
   void OnDone(const grpc::Status& status) override {
-    line_->Leave(&context_);
     std::string why = status.error_message();
     if (why.empty()) why = "the scheduler ended";
-    Line::Post(line_, [callback = on_end_, why = std::move(why)] { callback(why); });
-    delete this;
+    Post([callback = on_end_, why = std::move(why)] { callback(why); });
+    // From here on this object may be destroyed.
+    const std::shared_ptr<StreamState> state = state_;
+    const std::lock_guard lock(state->mutex);
+    state->done = true;
+    state->changed.notify_all();
   }
 
-  const std::shared_ptr<Line> line_;
-  const std::shared_ptr<control::Control::Stub> stub_;
+  base::EventLoop* const loop_;
+  const std::shared_ptr<bool> alive_;  // Of the link; the loop's thread.
   const OnStatus on_status_;
   const OnEnd on_end_;
+  const std::shared_ptr<StreamState> state_;
   grpc::ClientContext context_;
   control::WatchStatusRequest request_;
   control::GetStatusResponse response_;
 };
 
+RegisterAnswer ConvertRegistered(const control::RegisterTenantResponse& response) {
+  RegisterAnswer answer;
+  answer.tenant_id = response.tenant_id();
+  answer.decision = response.admission();
+  return answer;
+}
+
+control::AdmissionDecision ConvertUpdated(const control::UpdateTenantResponse& response) {
+  return response.admission();
+}
+
+int ConvertUnregistered(const control::UnregisterTenantResponse&) {
+  return 0;
+}
+
 class GrpcSchedulerLink final : public SchedulerLink {
  public:
   GrpcSchedulerLink(base::EventLoop* loop, const std::string& socket_path, Nanos interval_ns)
-      : loop_(loop), interval_ns_(interval_ns), line_(std::make_shared<Line>()) {
-    line_->loop = loop;
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
-    arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
-    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMs);
-    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-    arguments.SetMaxReceiveMessageSize(64 << 20);
-    stub_ = control::Control::NewStub(grpc::CreateCustomChannel(
-        "unix:" + socket_path, grpc::InsecureChannelCredentials(), arguments));
-  }
+      : loop_(loop),
+        interval_ns_(interval_ns),
+        stub_(control::Control::NewStub(MakeChannel(socket_path))),
+        calls_(loop) {}
 
   ~GrpcSchedulerLink() override {
+    *alive_ = false;
     loop_->RemoveTimer(timer_);
-    const std::lock_guard lock(line_->mutex);
-    line_->loop = nullptr;
-    for (grpc::ClientContext* context : line_->contexts) context->TryCancel();
   }
 
   void Start(Callbacks callbacks) override {
@@ -175,11 +158,13 @@ class GrpcSchedulerLink final : public SchedulerLink {
     *request.mutable_spec() = spec;
     request.set_attach_token(token);
     request.set_require_class(require_class);
-    Call<control::RegisterTenantRequest, control::RegisterTenantResponse>(
-        &control::Control::Stub::async_interface::RegisterTenant, std::move(request),
-        [registered = std::move(registered)](const grpc::Status& status,
-                                             const control::RegisterTenantResponse& response) {
-          RegisterAnswer answer;
+    calls_.Call<control::RegisterTenantRequest, control::RegisterTenantResponse, RegisterAnswer>(
+        kCallLimit, std::move(request),
+        [this](auto* context, auto* asked, auto* response, auto answered) {
+          stub_->async()->RegisterTenant(context, asked, response, std::move(answered));
+        },
+        ConvertRegistered,
+        [registered = std::move(registered)](const grpc::Status& status, RegisterAnswer answer) {
           if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
             answer.class_refused = true;
             if (!answer.decision.ParseFromString(status.error_details()) ||
@@ -189,8 +174,6 @@ class GrpcSchedulerLink final : public SchedulerLink {
           } else if (!status.ok()) {
             registered(FromStatus(status));
           } else {
-            answer.tenant_id = response.tenant_id();
-            answer.decision = response.admission();
             registered(std::move(answer));
           }
         });
@@ -200,12 +183,17 @@ class GrpcSchedulerLink final : public SchedulerLink {
     control::UpdateTenantRequest request;
     request.set_tenant_id(tenant_id);
     *request.mutable_spec() = spec;
-    Call<control::UpdateTenantRequest, control::UpdateTenantResponse>(
-        &control::Control::Stub::async_interface::UpdateTenant, std::move(request),
+    calls_.Call<control::UpdateTenantRequest, control::UpdateTenantResponse,
+                control::AdmissionDecision>(
+        kCallLimit, std::move(request),
+        [this](auto* context, auto* asked, auto* response, auto answered) {
+          stub_->async()->UpdateTenant(context, asked, response, std::move(answered));
+        },
+        ConvertUpdated,
         [updated = std::move(updated)](const grpc::Status& status,
-                                       const control::UpdateTenantResponse& response) {
+                                       control::AdmissionDecision decision) {
           if (status.ok()) {
-            updated(response.admission());
+            updated(std::move(decision));
           } else {
             updated(FromStatus(status));
           }
@@ -215,10 +203,13 @@ class GrpcSchedulerLink final : public SchedulerLink {
   void Unregister(uint64_t tenant_id, Done done) override {
     control::UnregisterTenantRequest request;
     request.set_tenant_id(tenant_id);
-    Call<control::UnregisterTenantRequest, control::UnregisterTenantResponse>(
-        &control::Control::Stub::async_interface::UnregisterTenant, std::move(request),
-        [done = std::move(done)](const grpc::Status& status,
-                                 const control::UnregisterTenantResponse&) {
+    calls_.Call<control::UnregisterTenantRequest, control::UnregisterTenantResponse, int>(
+        kCallLimit, std::move(request),
+        [this](auto* context, auto* asked, auto* response, auto answered) {
+          stub_->async()->UnregisterTenant(context, asked, response, std::move(answered));
+        },
+        ConvertUnregistered,
+        [done = std::move(done)](const grpc::Status& status, int) {
           if (status.ok()) {
             done({});
           } else {
@@ -228,31 +219,22 @@ class GrpcSchedulerLink final : public SchedulerLink {
   }
 
  private:
-  // The overload of a stub's asynchronous call that takes a callback.
-  template <typename Request, typename Response>
-  using Method = void (control::Control::Stub::async_interface::*)(
-      grpc::ClientContext*, const Request*, Response*, std::function<void(grpc::Status)>);
-
-  template <typename Request, typename Response, typename Answered>
-  void Call(Method<Request, Response> method, Request request, Answered answered) {
-    auto call = std::make_shared<Unary<Request, Response>>();
-    call->request = std::move(request);
-    call->context.set_deadline(std::chrono::system_clock::now() + kCallLimit);
-    if (!line_->Enter(&call->context)) return;
-    (stub_->async()->*method)(
-        &call->context, &call->request, &call->response,
-        [call, line = line_, stub = stub_, answered = std::move(answered)](grpc::Status status) {
-          line->Leave(&call->context);
-          Line::Post(line, [call, status = std::move(status), answered] {
-            answered(status, call->response);
-          });
-        });
+  static std::shared_ptr<grpc::Channel> MakeChannel(const std::string& socket_path) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
+    arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 50);
+    arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMs);
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+    arguments.SetMaxReceiveMessageSize(64 << 20);
+    return grpc::CreateCustomChannel("unix:" + socket_path, grpc::InsecureChannelCredentials(),
+                                     arguments);
   }
 
   void Watch() {
     timer_ = 0;
-    StatusStream::Begin(
-        line_, stub_, interval_ns_,
+    stream_.reset();
+    stream_ = std::make_unique<StatusStream>(
+        loop_, alive_, stub_.get(), interval_ns_,
         [this](const control::GetStatusResponse& status) { callbacks_.status(status); },
         [this](const std::string& why) {
           callbacks_.lost(why);
@@ -263,10 +245,13 @@ class GrpcSchedulerLink final : public SchedulerLink {
 
   base::EventLoop* const loop_;
   const Nanos interval_ns_;
-  const std::shared_ptr<Line> line_;
-  std::shared_ptr<control::Control::Stub> stub_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  // Destroyed from the last to the first: the stub outlives what uses its channel.
+  const std::unique_ptr<control::Control::Stub> stub_;
   Callbacks callbacks_;
   base::EventLoop::TimerId timer_ = 0;
+  std::unique_ptr<StatusStream> stream_;
+  deviceplugin::AsyncCalls calls_;
 };
 
 }  // namespace
