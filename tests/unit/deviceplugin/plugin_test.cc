@@ -967,17 +967,16 @@ TEST_F(PluginTest, PodsComeAndGoWhileKubeletsDo) {
   std::vector<std::thread> pods;
   const auto start_pods = [&] {
     stop = false;
-    for (uint32_t gpu = 0; gpu < 4; ++gpu) {
+    for (uint32_t gpu = 0; gpu < 4; gpu += 2) {
       pods.emplace_back([&, gpu] {
         for (uint32_t i = 0; !stop; ++i) {
           const auto ids = Slots(gpu, i % 5, i % 5 + 2);
+          // Refused while there is no kubelet, no plugin, or no healthy GPU.
           if (kubelet_->Allocate(kResource, ids).ok()) {
             ++given;
             (void)kubelet_->PreStart(kResource, ids);
-          } else {
-            // No kubelet, no plugin, or no healthy GPU just now.
-            std::this_thread::sleep_for(std::chrono::milliseconds(1));
           }
+          std::this_thread::sleep_for(std::chrono::milliseconds(5));
         }
       });
     }
@@ -990,7 +989,7 @@ TEST_F(PluginTest, PodsComeAndGoWhileKubeletsDo) {
   start_pods();
   for (size_t round = 0; round < 4; ++round) {
     const uint64_t before = given;
-    EXPECT_TRUE(Eventually([&] { return given >= before + 20; }));
+    EXPECT_TRUE(Eventually([&] { return given >= before + 10; }));
     auto gpus = MakeGpus(4);
     gpus[round].healthy = false;
     SetGpus(gpus);
@@ -1009,7 +1008,7 @@ TEST_F(PluginTest, PodsComeAndGoWhileKubeletsDo) {
 
   EXPECT_GE(State().allocations_total, given);
   // Of all that came and went, the last of each GPU is left.
-  EXPECT_TRUE(Eventually([&] { return plugin_->allocations().records().size() == 4; }));
+  EXPECT_TRUE(Eventually([&] { return plugin_->allocations().records().size() == 2; }));
   const auto records = Records();
   OnLoop([&] {
     for (const auto& [gpu, token] : newest) EXPECT_TRUE(records.contains(token)) << gpu;
