@@ -29,6 +29,18 @@ class ProfileTableTest : public ::testing::Test {
   ProfileTable table_{region_.get()};
 };
 
+TEST_F(ProfileTableTest, TheLongestOpIsOneThatRunsLatelyAndNoGraph) {
+  EXPECT_EQ(table_.LongestSince(0), 0);
+  Add(1, 9000, 100);
+  Add(2, 5000, 200);
+  KernelProfile* graph = table_.Insert(3, abi::OpKind::kGraph);
+  graph->duration_ns = 70'000;
+  graph->last_sample_ns = 200;
+  EXPECT_EQ(table_.LongestSince(100), 9000);
+  EXPECT_EQ(table_.LongestSince(101), 5000);
+  EXPECT_EQ(table_.LongestSince(201), 0);
+}
+
 TEST_F(ProfileTableTest, WhatIsInsertedIsFoundByReaders) {
   for (uint64_t key = 1; key <= 5000; ++key)
     Add(key * 0x9e3779b9ull, 1000 + static_cast<base::Nanos>(key), 1);
