@@ -6,6 +6,7 @@
 
 #include <benchmark/benchmark.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "agent/kube/curl_transport.h"
@@ -153,51 +155,128 @@ void MinuteOfEvents(benchmark::State& state) {
 }
 BENCHMARK(MinuteOfEvents)->Unit(benchmark::kMillisecond);
 
-// Through libcurl and TLS, from a server in another thread (whose time is not counted).
+// A watch through libcurl and TLS, from a server in another thread (whose time is not counted).
+class TlsRig {
+ public:
+  TlsRig() : directory_(std::filesystem::temp_directory_path() / "pod_watch_bench.XXXXXX") {
+    if (::mkdtemp(directory_.data()) == nullptr) return;
+    auto certificates = rubato::testing::MakeTestCertificates(directory_);
+    auto loop = base::EventLoop::Make();
+    if (!certificates || !loop) return;
+    auto server = rubato::testing::ApiServer::Start(
+        {.certificate_file = certificates->certificate_file, .key_file = certificates->key_file});
+    if (!server) return;
+    server_ = std::move(*server);
+    loop_ = std::move(*loop);
+    auto transport = CurlTransport::Make(
+        loop_.get(), {.url = server_->url(), .ca_file = certificates->ca_file}, "bench");
+    if (!transport) return;
+    transport_ = std::move(*transport);
+    timers_ = std::make_unique<LoopTimers>(loop_.get());
+    PodWatch::Options options;
+    options.node_name = "node-1";
+    watch_ = std::make_unique<PodWatch>(
+        transport_.get(), timers_.get(), [] { return uint64_t{0}; }, options,
+        [this](PodWatch::Change, const Pod&) { ++changes_; });
+    watch_->Start();
+    const base::Nanos end_ns = base::MonotonicNow() + 60 * base::kSecond;
+    while (!ready() && base::MonotonicNow() < end_ns)
+      loop_->RunOnce(base::MonotonicNow() + base::kMillisecond);
+  }
+  ~TlsRig() {
+    watch_.reset();
+    transport_.reset();
+    std::filesystem::remove_all(directory_);
+  }
+  TlsRig(const TlsRig&) = delete;
+  TlsRig& operator=(const TlsRig&) = delete;
+
+  bool ready() const { return server_ != nullptr && server_->open_watches() > 0; }
+  rubato::testing::ApiServer& server() { return *server_; }
+  uint64_t changes() const { return changes_; }
+  // False: the watch was cut off, or this takes forever.
+  bool RunUntil(uint64_t events) {
+    const base::Nanos end_ns = base::MonotonicNow() + 60 * base::kSecond;
+    while (watch_->counts().events < events && watch_->counts().watches == 1 &&
+           base::MonotonicNow() < end_ns)
+      loop_->RunOnce(base::MonotonicNow() + base::kSecond);
+    return watch_->counts().events >= events;
+  }
+
+ private:
+  std::string directory_;
+  std::unique_ptr<rubato::testing::ApiServer> server_;
+  std::unique_ptr<base::EventLoop> loop_;
+  std::unique_ptr<CurlTransport> transport_;
+  std::unique_ptr<LoopTimers> timers_;
+  std::unique_ptr<PodWatch> watch_;
+  uint64_t changes_ = 0;
+};
+
+// Calls `take` with `parts` parts of all events, whole lines each, and how many lines were taken
+// with it.
+template <typename Take>
+void InParts(uint64_t parts, Take take) {
+  std::string_view rest = Events();
+  uint64_t taken = 0;
+  for (uint64_t left = parts; left > 0; --left) {
+    const size_t length = left == 1 ? rest.size() : rest.find('\n', rest.size() / left) + 1;
+    const std::string lines(rest.substr(0, length));
+    rest.remove_prefix(length);
+    taken += static_cast<uint64_t>(std::count(lines.begin(), lines.end(), '\n'));
+    take(lines, taken);
+  }
+}
+
+// As fast as they can be read.
 void MinuteOfEventsByTls(benchmark::State& state) {
   (void)Events();  // Made before time is taken.
   const double mib_before = ResidentMib();
-  std::string directory = std::filesystem::temp_directory_path() / "pod_watch_bench.XXXXXX";
-  if (::mkdtemp(directory.data()) == nullptr) return state.SkipWithError("no directory");
-  auto certificates = rubato::testing::MakeTestCertificates(directory);
-  auto server = rubato::testing::ApiServer::Start(
-      {.certificate_file = certificates->certificate_file, .key_file = certificates->key_file});
-  auto loop = base::EventLoop::Make();
-  auto transport = CurlTransport::Make(
-      loop->get(), {.url = (*server)->url(), .ca_file = certificates->ca_file}, "bench");
-  LoopTimers timers(loop->get());
-  uint64_t changes = 0;
-  {
-    PodWatch watch(
-        transport->get(), &timers, [] { return uint64_t{0}; }, {.node_name = "node-1"},
-        [&](PodWatch::Change, const Pod&) { ++changes; });
-    watch.Start();
-    const base::Nanos end_ns = base::MonotonicNow() + 60 * base::kSecond;
-    while ((*server)->open_watches() == 0 && base::MonotonicNow() < end_ns)
-      (*loop)->RunOnce(base::MonotonicNow() + base::kMillisecond);
-    uint64_t expected = 0;
-    for (auto _ : state) {
-      // In parts, so that the server does not hold all of them at once.
-      std::string_view rest = Events();
-      for (uint64_t part = 0; part < 20; ++part) {
-        size_t length = rest.size();
-        if (part < 19) length = rest.find('\n', rest.size() / (20 - part)) + 1;
-        const auto lines = std::string(rest.substr(0, length));
-        rest.remove_prefix(length);
-        expected += static_cast<uint64_t>(std::count(lines.begin(), lines.end(), '\n'));
-        (*server)->SendRaw(lines);
-        while (watch.counts().events < expected && watch.counts().disconnects == 0)
-          (*loop)->RunOnce(base::MonotonicNow() + base::kSecond);
-        (*server)->Forget();
-      }
-    }
-    if (watch.counts().events != expected) state.SkipWithError("events are missing");
+  TlsRig rig;
+  if (!rig.ready()) return state.SkipWithError("no server");
+  uint64_t before = 0;
+  for (auto _ : state) {
+    // In parts, so that the server does not hold all of them at once.
+    InParts(20, [&](const std::string& lines, uint64_t taken) {
+      rig.server().SendRaw(lines);
+      if (!rig.RunUntil(before + taken)) state.SkipWithError("the watch was cut off");
+      rig.server().Forget();
+    });
+    before += kEvents;
   }
-  Report(state, changes, mib_before);
-  transport->reset();
-  std::filesystem::remove_all(directory);
+  Report(state, rig.changes(), mib_before);
 }
 BENCHMARK(MinuteOfEventsByTls)->Unit(benchmark::kMillisecond);
+
+// One by one at their pace, so that each wakes the loop; a tenth of a minute.
+void PacedEventsByTls(benchmark::State& state) {
+  (void)Events();
+  const double mib_before = ResidentMib();
+  TlsRig rig;
+  if (!rig.ready()) return state.SkipWithError("no server");
+  constexpr uint64_t kTenth = kEvents / 10;
+  for (auto _ : state) {
+    std::thread sender([&] {
+      std::string_view rest = Events();
+      base::Nanos due_ns = base::MonotonicNow();
+      for (uint64_t sent = 1; sent <= kTenth; ++sent) {
+        const std::string_view line = rest.substr(0, rest.find('\n') + 1);
+        rest.remove_prefix(line.size());
+        const timespec due{due_ns / base::kSecond, due_ns % base::kSecond};
+        ::clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, nullptr);
+        due_ns += 60 * base::kSecond / static_cast<base::Nanos>(kEvents);
+        rig.server().SendRaw(std::string(line));
+      }
+    });
+    if (!rig.RunUntil(kTenth)) state.SkipWithError("the watch was cut off");
+    sender.join();
+  }
+  Report(state, rig.changes(), mib_before);
+  state.counters["core_percent"] = benchmark::Counter(
+      0.06, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+  state.SetBytesProcessed(static_cast<int64_t>(Events().size() / 10));
+}
+BENCHMARK(PacedEventsByTls)->Unit(benchmark::kMillisecond)->Iterations(1);
 
 }  // namespace
 

@@ -611,16 +611,16 @@ class ApiServer::Connection {
   std::atomic<bool> done_{false};
 };
 
-base::Result<std::unique_ptr<ApiServer>> ApiServer::Start(Options options) {
+base::Result<std::unique_ptr<ApiServer>> ApiServer::Start(const Options& options) {
   // OpenSSL writes to sockets that the peer has closed.
   ::signal(SIGPIPE, SIG_IGN);
   std::unique_ptr<ApiServer> server(new ApiServer());
-  if (auto listening = server->Listen(std::move(options)); !listening) return listening.error();
+  if (auto listening = server->Listen(options); !listening) return listening.error();
   server->accepting_ = std::thread([raw = server.get()] { raw->Accept(); });
   return server;
 }
 
-base::Result<void> ApiServer::Listen(Options options) {
+base::Result<void> ApiServer::Listen(const Options& options) {
   token_ = options.token;
   stop_ = base::UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   const bool v6 = options.address.find(':') != std::string::npos;

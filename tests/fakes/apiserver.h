@@ -61,7 +61,7 @@ class ApiServer {
     std::string user_agent;
   };
 
-  static base::Result<std::unique_ptr<ApiServer>> Start(Options options);
+  static base::Result<std::unique_ptr<ApiServer>> Start(const Options& options);
   ~ApiServer();
   ApiServer(const ApiServer&) = delete;
   ApiServer& operator=(const ApiServer&) = delete;
@@ -124,7 +124,7 @@ class ApiServer {
   };
 
   ApiServer() = default;
-  base::Result<void> Listen(Options options);
+  base::Result<void> Listen(const Options& options);
   void Accept();
   bool Stopping() const;
   std::optional<Fault> Note(const Request& request);

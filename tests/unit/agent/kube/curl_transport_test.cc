@@ -58,8 +58,8 @@ class CurlTransportTest : public ::testing::Test {
     std::filesystem::remove_all(directory_);
   }
 
-  void StartServer(ApiServer::Options options = {}) {
-    auto server = ApiServer::Start(std::move(options));
+  void StartServer(const ApiServer::Options& options = {}) {
+    auto server = ApiServer::Start(options);
     ASSERT_TRUE(server.ok()) << server.error().message;
     server_ = std::move(*server);
   }
