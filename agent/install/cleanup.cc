@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/event_loop.h"
+#include "base/runtime_dir.h"
 #include "deviceplugin/pod_resources.h"
 
 namespace rubato::agent {
@@ -38,6 +39,18 @@ base::Result<std::vector<PodDevicesHeld>> AskKubelet(const Config& config) {
   while (!answer.has_value() && base::MonotonicNow() < end_ns) (*loop)->RunOnce(end_ns);
   if (!answer.has_value()) return Error{ErrorCode::kUnavailable, "the kubelet does not answer"};
   return std::move(*answer);
+}
+
+// What a scheduler leaves in its runtime directory, unless one is running there.
+void RemoveRuntimeDir(const std::string& directory, CleanupReport* report) {
+  const std::string lock_path = directory + "/" + base::kLockName;
+  const base::UniqueFd lock(::open(lock_path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  if (lock.valid() && ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return;
+  for (const std::string& path : {directory + "/" + base::kControlSocketName, lock_path}) {
+    if (::unlink(path.c_str()) == 0) report->removed.push_back(path);
+  }
+  // Stays where something else lies in it, or where it is a mount.
+  if (::rmdir(directory.c_str()) == 0) report->removed.push_back(directory);
 }
 
 }  // namespace
@@ -92,6 +105,8 @@ CleanupReport TryCleanup(const Config& config) {
     }
     report.removed.push_back(path.string());
   }
+  if (!config.health_socket.empty()) ::unlink(config.health_socket.c_str());
+  RemoveRuntimeDir(config.scheduler_runtime_dir, &report);
   report.clean = true;
   return report;
 }

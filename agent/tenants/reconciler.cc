@@ -201,7 +201,14 @@ void Reconciler::Decided(const std::string& token, const control::AdmissionDecis
       notice.message +=
           ", deadline " + base::FormatDuration(static_cast<Nanos>(tenant.sent.deadline_ns()));
     }
-    if (!decision.detail().empty()) notice.message += ": " + decision.detail();
+    if (decision.capacity_permille() != 0) {
+      notice.message += "; real-time tenants ask for " + Percent(decision.demand_permille()) +
+                        " of it, " + Percent(decision.capacity_permille()) + " can be promised";
+    }
+    if (decision.job_ns() != 0 && decision.response_ns() != 0) {
+      notice.message +=
+          "; longest response " + base::FormatDuration(static_cast<Nanos>(decision.response_ns()));
+    }
   } else if (asked_realtime) {
     notice = {true, "RealtimeRefused",
               who + "best-effort instead of real-time on " + Where(tenant.sent) + " (" +

@@ -1,6 +1,8 @@
 #include "agent/install/cleanup.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 
 #include <cstdlib>
 #include <filesystem>
@@ -21,6 +23,7 @@ class CleanupTest : public ::testing::Test {
     folder_ = name;
     config_.host_root = folder_ / "root";
     config_.kubelet_root = folder_ / "kubelet";
+    config_.scheduler_runtime_dir = folder_ / "run";
     kubelet_ = std::make_unique<rubato::testing::FakeKubelet>(config_.kubelet_root);
     fs::create_directories(folder_ / "root/alloc/0123");
     fs::create_directories(folder_ / "root/shim/abc");
@@ -46,6 +49,20 @@ TEST_F(CleanupTest, RemovesWhatIsOursWhereNobodyHoldsSlots) {
   EXPECT_FALSE(fs::exists(folder_ / "root/allocations.json"));
   EXPECT_TRUE(fs::exists(folder_ / "root/other"));
   EXPECT_TRUE(TryCleanup(config_).clean) << "a second time as well";
+}
+
+TEST_F(CleanupTest, TheRuntimeDirectoryStaysWithAScheduler) {
+  ASSERT_TRUE(kubelet_->Start().ok());
+  fs::create_directories(folder_ / "run");
+  std::ofstream(folder_ / "run/scheduler.lock") << "1";
+  {
+    const base::UniqueFd lock(::open((folder_ / "run/scheduler.lock").c_str(), O_RDWR | O_CLOEXEC));
+    ASSERT_EQ(::flock(lock.get(), LOCK_EX | LOCK_NB), 0);
+    EXPECT_TRUE(TryCleanup(config_).clean);
+    EXPECT_TRUE(fs::exists(folder_ / "run/scheduler.lock"));
+  }
+  EXPECT_TRUE(TryCleanup(config_).clean);
+  EXPECT_FALSE(fs::exists(folder_ / "run"));
 }
 
 TEST_F(CleanupTest, WithoutAKubeletNothingIsKnownAndNothingRemoved) {
