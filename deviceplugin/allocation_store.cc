@@ -214,7 +214,7 @@ class DiskAllocationStore final : public AllocationStore {
     Job job;
     job.make_directory = DirectoryOf(record.token);
     job.write = true;
-    job.done = [this, record, added = std::move(added)](base::Result<void> result) {
+    job.done = [this, record, added = std::move(added)](const base::Result<void>& result) {
       if (result.ok()) {
         added(record);
         return;
@@ -240,7 +240,7 @@ class DiskAllocationStore final : public AllocationStore {
     releasing_.insert(token);
     Job remove;
     remove.remove_directory = DirectoryOf(token);
-    remove.done = [this, token, done = std::move(done)](base::Result<void> removed) {
+    remove.done = [this, token, done = std::move(done)](const base::Result<void>& removed) {
       releasing_.erase(token);
       if (!removed) {
         if (done) done(removed);

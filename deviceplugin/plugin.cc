@@ -312,7 +312,7 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
           timers_of_calls_.erase(pending.get());
           FinishPreStart(pending, PreStartOutcome::kTimeout);
         });
-    callbacks_.pre_start(records, [this, alive = alive_, pending](PreStartVerdict verdict) {
+    callbacks_.pre_start(records, [this, alive = alive_, pending](const PreStartVerdict& verdict) {
       if (!*alive) return;
       FinishPreStart(pending,
                      verdict.refuse ? PreStartOutcome::kRefused : PreStartOutcome::kStarted,
@@ -639,7 +639,7 @@ class KubeletDevicePlugin final : public DevicePlugin, public PluginServerHandle
     const Nanos since_ns = state_.registered_since_ns;
     pod_resources_->GetAllocatable(kAllocatableNs,
                                    [this, since_ns, generation = list_generation_](
-                                       base::Result<std::vector<HeldDevices>> answer) {
+                                       const base::Result<std::vector<HeldDevices>>& answer) {
                                      if (stopping_) return;
                                      Compare(since_ns, generation, answer);
                                      ArmSelfCheck();

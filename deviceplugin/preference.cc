@@ -124,6 +124,7 @@ std::vector<std::string> PreferSlots(const std::vector<Gpu>& gpus, uint32_t slot
   if (must > size) return {};
 
   std::vector<Candidate> candidates;
+  candidates.reserve(by_uuid.size());
   for (auto& [uuid, candidate] : by_uuid) candidates.push_back(std::move(candidate));
   std::sort(candidates.begin(), candidates.end(), IndexBefore);
   if (size % slots_per_gpu == 0) return WholeGpus(candidates, slots_per_gpu, size / slots_per_gpu);

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <future>
@@ -193,7 +194,7 @@ json MeasurePure(const Setting& setting) {
 }  // namespace
 }  // namespace rubato::deviceplugin
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   rubato::deviceplugin::Setting setting;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i];
@@ -218,4 +219,7 @@ int main(int argc, char** argv) {
   };
   std::cout << result.dump(2) << std::endl;
   return 0;
+} catch (const std::exception& error) {
+  std::cerr << "bench_deviceplugin_allocate: " << error.what() << '\n';
+  return 1;
 }

@@ -190,7 +190,7 @@ class FakeKubelet::State final : public api::Registration::Service,
   grpc::Status List(grpc::ServerContext*, const ::v1::ListPodResourcesRequest*,
                     ::v1::ListPodResourcesResponse* response) override {
     Lock lock(mutex_);
-    if (const grpc::Status ready = PodResourcesReady(&lock); !ready.ok()) return ready;
+    if (grpc::Status ready = PodResourcesReady(&lock); !ready.ok()) return ready;
     std::map<std::pair<std::string, std::string>, ::v1::PodResources*> pods;
     for (const FakeContainer& container : containers_) {
       ::v1::PodResources*& pod = pods[{container.name_space, container.pod}];
@@ -208,7 +208,7 @@ class FakeKubelet::State final : public api::Registration::Service,
                                        const ::v1::AllocatableResourcesRequest*,
                                        ::v1::AllocatableResourcesResponse* response) override {
     Lock lock(mutex_);
-    if (const grpc::Status ready = PodResourcesReady(&lock); !ready.ok()) return ready;
+    if (grpc::Status ready = PodResourcesReady(&lock); !ready.ok()) return ready;
     for (const auto& [name, resource] : resources_) {
       if (forget_devices_) continue;
       // One entry per device, as the kubelet has them where they have NUMA nodes.
@@ -225,7 +225,7 @@ class FakeKubelet::State final : public api::Registration::Service,
   grpc::Status Get(grpc::ServerContext*, const ::v1::GetPodResourcesRequest* request,
                    ::v1::GetPodResourcesResponse* response) override {
     Lock lock(mutex_);
-    if (const grpc::Status ready = PodResourcesReady(&lock); !ready.ok()) return ready;
+    if (grpc::Status ready = PodResourcesReady(&lock); !ready.ok()) return ready;
     bool found = false;
     for (const FakeContainer& container : containers_) {
       if (container.pod != request->pod_name() || container.name_space != request->pod_namespace())

@@ -12,6 +12,7 @@
 //   prefer resource available must_include size
 //   prestart namespace pod container | prestart resource ids; remove-pod namespace pod
 #include <csignal>
+#include <exception>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -191,7 +192,7 @@ json Do(FakeKubelet* kubelet, const json& line) {
 }  // namespace
 }  // namespace rubato::testing
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   if (argc != 2) {
     std::cerr << "usage: fake-kubelet DIRECTORY\n";
     return 2;
@@ -209,4 +210,7 @@ int main(int argc, char** argv) {
     std::cout << answer.dump() << std::endl;
   }
   return 0;
+} catch (const std::exception& error) {
+  std::cerr << "fake-kubelet: " << error.what() << '\n';
+  return 1;
 }
