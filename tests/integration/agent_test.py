@@ -324,6 +324,28 @@ class Deaths(AgentTest):
         node.kubelet.must(do="wait", resource=RESOURCE, healthy=10)
 
 
+    def test_the_driver_hangs(self):
+        node = self.running("", flags=["--set", "gpu.hangLimit=300ms",
+                                       "--set", "gpu.recoveryTime=100ms"])
+        node.kubelet.must(do="wait", resource=RESOURCE, healthy=10)
+        node.world.gpu.send_signal(signal.SIGSTOP)
+        node.kubelet.must(do="wait", resource=RESOURCE, healthy=0, listed=10)
+        self.assertEqual(node.metric("rubato_gpu_library_hung"), 1)
+        reasons = [name for name in node.metrics() if name.startswith("rubato_gpu_unhealthy{")]
+        self.assertEqual(len(reasons), 1)
+        self.assertIn('reason="driver-hung"', reasons[0])
+        # Nothing else hangs with it.
+        self.assertEqual(node.get("/healthz"), (200, "alive\n"))
+        node.world.gpu.send_signal(signal.SIGCONT)
+        node.kubelet.must(do="wait", resource=RESOURCE, healthy=10)
+        # Nor does the agent's end.
+        node.world.gpu.send_signal(signal.SIGSTOP)
+        node.wait_metric("rubato_gpu_library_hung", 1)
+        node.agent.signal(signal.SIGTERM)
+        self.finish(node.agent)
+        node.world.gpu.send_signal(signal.SIGCONT)
+
+
 class Doubt(AgentTest):
     def test_a_kubelet_that_does_not_say_whose_slots_they_are(self):
         node = self.running()
@@ -403,6 +425,17 @@ class Configuration(AgentTest):
         self.assertIn("- kubelet: ", body)
         self.assertIn("- scheduler: ", body)
         self.assertEqual(node.get("/healthz"), (200, "alive\n"))
+
+
+class Labels(AgentTest):
+    def test_the_node_says_what_it_offers(self):
+        node = self.node(flags=["--set", "nodeLabels.enabled=true"])
+        node.api.must(op="put-node", name="node-1")
+        node.start()
+        for label, value in (("gpu-count", "1"), ("slots-per-gpu", "10"), ("mode", "timeslice"),
+                             ("gpu-model", "Rubato-Software-GPU")):
+            node.api.must(op="wait-label", name="node-1", label=f"rubato.dev/{label}", value=value,
+                          timeout=rig.DEADLINE_S)
 
 
 class CensusTest(AgentTest):
