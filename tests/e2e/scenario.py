@@ -24,6 +24,8 @@ CHART = os.path.join(node.ROOT, "charts", "rubato")
 SYSTEM = "rubato-system"
 RESOURCE = "rubato.dev/gpu"
 SLOTS = 10
+# Later than this after its release, a job's program was kept from the cores.
+WAKE_NS = tenants.PERIOD_NS // 20
 BATCH_PODS = ("batch-a", "batch-b")
 ALL_PODS = (("realtime", tenants.REALTIME_NAMESPACE),
             *((name, tenants.BEST_EFFORT_NAMESPACE) for name in BATCH_PODS))
@@ -244,22 +246,28 @@ class Scenario:
         for name in BATCH_PODS:
             if tenants.ops(self.pod(name, tenants.BEST_EFFORT_NAMESPACE)) <= begun[name]:
                 raise StepFailed(f"{name} made no progress")
-        responses = sorted(job.response_ns for job in jobs)
-        late = sum(response > tenants.DEADLINE_NS for response in responses)
+        # A job whose program was woken late is the cores' doing, which also simulate the GPU: counted,
+        # and not judged.
+        judged = [job for job in jobs if job.first_ns - job.release_ns < WAKE_NS]
+        if len(judged) < len(jobs) / 2:
+            raise StepFailed(f"{len(jobs) - len(judged)} of {len(jobs)} jobs were woken late: this "
+                             "machine is too busy to tell anything")
+        responses = sorted(job.response_ns for job in judged)
         usual = self.undisturbed["response_ms_max"] * 1e6 if self.undisturbed else responses[-1]
-        return {**facts, "jobs": len(jobs), "late": late,
+        return {**facts, "jobs": len(jobs), "woken_late": len(jobs) - len(judged),
+                "late": sum(response > tenants.DEADLINE_NS for response in responses),
                 "slower_than_undisturbed": sum(response > usual for response in responses),
                 "response_ms_median": round(responses[len(responses) // 2] / 1e6, 1),
                 "response_ms_max": round(responses[-1] / 1e6, 1),
                 "response_ms_slowest": [round(response / 1e6, 1) for response in responses[-5:]]}
 
     def not_later(self, facts):
-        """No job may be late but as often as in the undisturbed span: what this machine does to a
-        simulated GPU, with everything else that runs on it, is no promise of Rubato's."""
-        allowed = self.undisturbed["late"] / self.undisturbed["jobs"]
-        if facts["late"] > allowed * facts["jobs"]:
-            raise StepFailed(f"{facts['late']} of {facts['jobs']} jobs were late, longest "
-                             f"{facts['response_ms_max']} ms; undisturbed: {self.undisturbed}")
+        """Not more jobs may be late than in the undisturbed span, but for one in fifty: what this
+        machine does to a simulated GPU, with a cluster beside it, is no promise of Rubato's."""
+        allowed = (self.undisturbed["late"] / self.undisturbed["jobs"] + 0.02) * facts["jobs"]
+        if facts["late"] > allowed:
+            raise StepFailed(f"{facts['late']} of {facts['jobs']} jobs were late: {facts}; "
+                             f"undisturbed: {self.undisturbed}")
         return facts
 
     # -- Rubato: steps -----------------------------------------------------------------------------
