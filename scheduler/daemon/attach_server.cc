@@ -68,7 +68,30 @@ AttachServer::AttachServer(base::EventLoop* loop, const base::Clock* clock, Sche
       limits_(limits) {}
 
 AttachServer::~AttachServer() {
-  while (!listeners_.empty()) Close(listeners_.begin()->first);
+  StopListening();
+  for (const auto& [fd, connection] : connections_) {
+    loop_->RemoveTimer(connection->hello_timer);
+    loop_->RemoveFd(fd);
+    if (connection->process.valid()) loop_->RemoveFd(connection->process.get());
+  }
+}
+
+void AttachServer::StopListening() {
+  for (const auto& [tenant, listener] : listeners_) StopListening(listener.get());
+  std::vector<int> silent;
+  for (const auto& [fd, connection] : connections_) {
+    if (!connection->protocol.greeted()) silent.push_back(fd);
+  }
+  for (const int fd : silent) Drop(fd);
+}
+
+void AttachServer::StopListening(Listener* listener) {
+  if (!listener->fd.valid()) return;
+  loop_->RemoveTimer(listener->pause);
+  listener->pause = 0;
+  loop_->RemoveFd(listener->fd.get());
+  listener->fd.Reset();
+  directory_.Remove(listener->token, listener->made_folder);
 }
 
 base::Result<std::string> AttachServer::Open(TenantId tenant, const std::string& wanted) {
@@ -115,10 +138,7 @@ void AttachServer::Close(TenantId tenant) {
     if (connection->tenant == tenant) connections.push_back(fd);
   }
   for (const int fd : connections) Drop(fd);
-  Listener& listener = *found->second;
-  loop_->RemoveTimer(listener.pause);
-  loop_->RemoveFd(listener.fd.get());
-  directory_.Remove(listener.token, listener.made_folder);
+  StopListening(found->second.get());
   listeners_.erase(found);
 }
 

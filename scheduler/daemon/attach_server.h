@@ -36,6 +36,8 @@ class AttachServer {
   // All pointers outlive this.
   AttachServer(base::EventLoop* loop, const base::Clock* clock, Scheduler* scheduler,
                AttachDirectory directory, AttachLimits limits = {});
+  // Hangs up. The sessions are not ended: what the shared pages say of them is what their processes
+  // go by until the next scheduler, as if this one had crashed.
   ~AttachServer();
   AttachServer(const AttachServer&) = delete;
   AttachServer& operator=(const AttachServer&) = delete;
@@ -43,8 +45,11 @@ class AttachServer {
   // Listens for a tenant. An empty token is drawn at random; otherwise it is 32 lower-case
   // hexadecimal digits that are not in use. Returns the token.
   base::Result<std::string> Open(TenantId tenant, const std::string& token);
-  // Ends the socket and all connections of a tenant.
+  // Ends the socket, all connections and all sessions of a tenant.
   void Close(TenantId tenant);
+  // Removes all sockets, so that whoever comes finds no scheduler instead of one that ends.
+  // Processes that have greeted stay.
+  void StopListening();
   std::string PathOf(TenantId tenant) const;  // Empty: no socket.
   std::string TokenOf(TenantId tenant) const;
 
@@ -57,6 +62,7 @@ class AttachServer {
   struct Listener;
   struct Connection;
 
+  void StopListening(Listener* listener);
   void Accept(TenantId tenant);
   void Read(int fd);
   void Drop(int fd);

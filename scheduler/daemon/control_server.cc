@@ -477,6 +477,7 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
 
   void Shutdown(std::function<void()> done) override {
     if (server_ == nullptr || shutdown_.joinable()) return;
+    ending_ = true;
     StopListening();
     const grpc::Status gone(grpc::StatusCode::UNAVAILABLE, "the scheduler ends");
     for (const auto& [tenant, stream] : holds_) stream->End(gone);
@@ -530,7 +531,9 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
       holds_[id] = stream;
       stream->WhenDone([this, id] {
         holds_.erase(id);
-        (void)handler_->Unregister(id);  // Gone already if somebody unregistered it.
+        // At our end it is not the tenant that ends: its caller comes to the next scheduler. (Gone
+        // already if somebody unregistered it.)
+        if (!ending_) (void)handler_->Unregister(id);
       });
       v1::HoldTenantEvent event;
       ToProto(*tenant, event.mutable_registered());
@@ -673,6 +676,7 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
   base::EventLoop::TimerId pause_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::thread shutdown_;
+  bool ending_ = false;
   std::map<TenantId, HoldStream*> holds_;
   std::set<WatchStream*> watches_;
   std::map<WatchStream*, base::EventLoop::TimerId> watch_timers_;

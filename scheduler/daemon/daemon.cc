@@ -180,6 +180,8 @@ void Daemon::Poll() {
 base::Result<RegisteredTenant> Daemon::Register(const core::TenantSpec& spec,
                                                 const std::string& attach_token,
                                                 bool require_class) {
+  if (ending_)
+    return Error{ErrorCode::kUnavailable, "the scheduler ends; register at the next one"};
   if (require_class && !scheduler_->draining()) {
     auto decision = scheduler_->CheckAdmission(spec, 0, clock_.NowNs());
     if (!decision) return decision.error();
@@ -245,6 +247,7 @@ SchedulerStatus Daemon::Picture() {
     tenant.attach_socket_path = attach_->PathOf(tenant.id);
     tenant.attach_token = attach_->TokenOf(tenant.id);
   }
+  status.draining = Draining();
   if (mps_ != nullptr) status.mps = mps_->health();
   return status;
 }
@@ -281,7 +284,9 @@ uint32_t Daemon::Shutdown() {
     sessions += static_cast<uint32_t>(tenant.sessions.size());
   if (ending_) return sessions;
   ending_ = true;
-  scheduler_->SetDraining();
+  // Processes that come now are better off without a scheduler than with a refusal: they attach to
+  // the next one. Those in the middle of their handshake finish it.
+  attach_->StopListening();
   control_->DrainingChanged();
   base::NotifyStopping();
   base::LogInfo("ending; {} sessions run on", sessions);

@@ -38,7 +38,7 @@ class Daemon final : public ControlHandler {
   base::Result<void> Unregister(TenantId id) override;
   uint32_t SessionCount(TenantId id) const override;
   SchedulerStatus Picture() override;
-  bool Draining() const override { return scheduler_->draining(); }
+  bool Draining() const override { return ending_ || scheduler_->draining(); }
   SchedulerIdentity Identity() const override;
   void Drain() override;
   uint32_t Shutdown() override;

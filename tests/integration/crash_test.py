@@ -30,6 +30,12 @@ class Crash(rig.RigTest):
             pass
 
     def test_the_scheduler_dies_while_the_gate_is_closed(self):
+        self.lose_scheduler_at_a_release(signal.SIGKILL)
+
+    def test_the_scheduler_ends_while_the_gate_is_closed(self):
+        self.lose_scheduler_at_a_release(signal.SIGTERM)
+
+    def lose_scheduler_at_a_release(self, number):
         world, realtime, best_effort = self.start_pair(40)
         pids = {name: world.child_of(program)
                 for name, program in (("camera", realtime), ("trainer", best_effort))}
@@ -37,7 +43,7 @@ class Crash(rig.RigTest):
         # At a release: the job is open and the gate closed.
         _, release, _, _ = job_after(realtime, rig.now_ns())
         rig.wait_until(lambda: rig.now_ns() >= release + PERIOD_NS, "the next release")
-        os.kill(scheduler, signal.SIGKILL)
+        os.kill(scheduler, number)
         # Everybody goes by the model as it was, for as long as it is valid.
         releases = [job_after(realtime, rig.now_ns())[1]]
         releases += [parse_job(realtime.expect("job"))[1] for _ in range(6)]

@@ -309,6 +309,11 @@ TEST_F(AttachServerTest, ARestartedSchedulerTakesTheSlotBack) {
 
   side_.reset();
   EXPECT_TRUE(shim.IsClosed());
+  EXPECT_EQ(shim.page()->state.realtime_sessions, 2u)
+      << "until the next one has it back, the others go by what the page says of it";
+  EXPECT_EQ(shim.page()->sessions[index].generation % 2, 1u);
+  EXPECT_EQ(shim.page()->tenants[shim.opened.tenant].tenant.tenant_class,
+            static_cast<uint32_t>(abi::TenantClass::kRealtime));
   side_.emplace(loop_.get(), &clock_, directory_, 2);
   std::string path_again;
   const TenantId tenant = Add(core::TenantClass::kRealtime, &path_again, token);
@@ -392,6 +397,28 @@ TEST_F(AttachServerTest, AContainerAttachesThroughItsFolderAlsoToTheNextSchedule
   ASSERT_TRUE(WIFEXITED(status));
   if (WEXITSTATUS(status) == 77) GTEST_SKIP() << "no mount namespaces here";
   EXPECT_EQ(WEXITSTATUS(status), 0);
+}
+
+TEST_F(AttachServerTest, AtTheEndNobodyComesAndWhoIsThereStays) {
+  std::string path;
+  const TenantId tenant = Add(core::TenantClass::kRealtime, &path);
+  ShimStandIn attached = Shim();
+  ASSERT_TRUE(attached.Attach(path));
+  ShimStandIn greeted = Shim();
+  ASSERT_TRUE(greeted.Connect(path));
+  ASSERT_TRUE(greeted.Ask(MakeHello()).has_value());
+  ShimStandIn silent = Shim();
+  ASSERT_TRUE(silent.Connect(path));
+  WorkUntil([&] { return side_->server.connection_count() == 3; });
+  side_->server.StopListening();
+  EXPECT_TRUE(silent.IsClosed());
+  EXPECT_FALSE(std::filesystem::exists(path));
+  EXPECT_FALSE(Shim().Connect(path));
+  const auto opened = greeted.Ask(MakeOpenDevice());
+  ASSERT_TRUE(opened.has_value());
+  EXPECT_EQ(opened->status(), abi::Status::kOk) << "no refusal, which would be for good";
+  EXPECT_EQ(side_->scheduler.SessionCount(tenant), 1u);
+  EXPECT_TRUE(attached.Ask(MakeGetPeers(attached.opened.device)).has_value());
 }
 
 TEST_F(AttachServerTest, ASlotHandedBackTwiceGetsAnotherPlace) {

@@ -438,6 +438,35 @@ TEST_F(DaemonTest, ARestartFindsTheTenantAtItsPath) {
   (void)reader->Finish();
 }
 
+TEST_F(DaemonTest, ACleanEndTakesNoProtectionAway) {
+  auto stub = Stub();
+  grpc::ClientContext hold_context;
+  auto reader = stub->HoldTenant(&hold_context, Request("held"));
+  v1::HoldTenantEvent event;
+  ASSERT_TRUE(reader->Read(&event));
+  v1::RegisterTenantResponse registered;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub->RegisterTenant(&context, Request("registered"), &registered).ok());
+  }
+  ShimStandIn held([] {});
+  ASSERT_TRUE(held.Attach(event.registered().attach_socket_path()));
+  ShimStandIn other([] {});
+  ASSERT_TRUE(other.Attach(registered.attach_socket_path()));
+  std::thread stopper([this] { Stop(); });
+  while (reader->Read(&event)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  stopper.join();
+  EXPECT_TRUE(held.IsClosed());
+  EXPECT_EQ(held.page()->state.realtime_sessions, 2u);
+  for (ShimStandIn* shim : {&held, &other}) {
+    EXPECT_EQ(shim->page()->sessions[shim->opened.session].generation % 2, 1u);
+    EXPECT_NE(shim->page()->sessions[shim->opened.session].flags & abi::kSessionMayHold, 0u);
+    EXPECT_NE(shim->page()->tenants[shim->opened.tenant].tenant.max_hold_ns, 0u);
+  }
+}
+
 TEST_F(DaemonTest, WatchersSeeChanges) {
   auto stub = Stub();
   grpc::ClientContext context;
