@@ -364,6 +364,25 @@ class Scenario:
         wait_until(lambda: not self.tenant("hopeless"), "hopeless is forgotten")
         return facts
 
+    def limited(self):
+        """A pod gets the device memory that it was promised and not more, and is told."""
+        self.cluster.apply(tenants.hoarder("hoarder", "1Gi", 512 << 20, 1 << 30))
+
+        def answers():
+            lines = tenants.log_lines(self.pod("hoarder", tenants.BEST_EFFORT_NAMESPACE))
+            return lines[1:] if lines[:1] == ["ready"] and len(lines) >= 3 else None
+
+        wait_until(lambda: self.pod_running("hoarder", tenants.BEST_EFFORT_NAMESPACE),
+                   "hoarder runs")
+        said = wait_until(answers, "hoarder says what it got")
+        out_of_memory = "error 2"
+        if not said[0].startswith("ok") or said[1] != out_of_memory:
+            raise StepFailed(f"asked for 0.5 and 1 GiB of 1 GiB: {said}")
+        event = self.wait_event("hoarder", tenants.BEST_EFFORT_NAMESPACE, "MemoryLimitReached")
+        self.delete_pod("hoarder", tenants.BEST_EFFORT_NAMESPACE)
+        wait_until(lambda: not self.tenant("hoarder"), "hoarder is forgotten")
+        return {"event": event}
+
     def watched(self):
         """Prometheus finds the pods, and the series carry the tenants' labels."""
         monitoring.point_at([self.agent_pod()])
@@ -414,9 +433,33 @@ class Scenario:
             raise StepFailed(f"the annotation took effect only after {after} s")
         return {"seconds to effect": after}
 
+    @staticmethod
+    def cost(program):
+        """Processor seconds so far, and resident MiB, of one of Rubato's programs."""
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if not node.read(f"/proc/{pid}/cmdline").split("\0")[0].endswith("/" + program):
+                    continue
+                fields = node.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+                pages = int(node.read(f"/proc/{pid}/statm").split()[1])
+            except OSError:
+                continue
+            ticks = int(fields[11]) + int(fields[12])
+            return ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") >> 20
+        raise StepFailed(f"no process of {program} is there")
+
     def undisturbed_span(self):
-        self.undisturbed = self.span(lambda: None, least_s=30)
-        return self.undisturbed
+        programs = ("rubato-agent", "rubato-scheduler")
+        begun = time.monotonic()
+        before = {program: self.cost(program)[0] for program in programs}
+        facts = self.span(lambda: None, least_s=30)
+        seconds = time.monotonic() - begun
+        for program in programs:
+            used, resident = self.cost(program)
+            facts[program] = (f"{100 * (used - before[program]) / seconds:.1f} % of a core, "
+                              f"{resident} MiB")
+        self.undisturbed = facts
+        return facts
 
     def kubelet_restart(self):
         def restart():
@@ -651,6 +694,7 @@ class Scenario:
         yield "helm test", self.helm_test
         yield "share", self.share
         yield "refused", self.refused
+        yield "limited", self.limited
         yield "watched", self.watched
         yield "annotated", self.annotated
         yield "undisturbed", self.undisturbed_span

@@ -21,11 +21,11 @@ PERIOD_NS = 200_000_000
 DEADLINE_NS = 45_000_000
 
 
-def pod(name, namespace, slots, annotations, words, cpu="50m", restart="Never"):
-    """A pod of one container that asks for slots. A container's input is empty, and both programs end
-    with theirs, so theirs is a pipe that stays open, with what `words` begins with, if that is "go"."""
-    say = "echo go; " if words[0] == "go" else ""
-    line = " ".join(word for word in words if word != "go")
+def pod(name, namespace, slots, annotations, words, says=(), cpu="50m", restart="Never"):
+    """A pod of one container that asks for slots. A container's input is empty, and the programs end
+    with theirs, so theirs is a pipe that stays open, with the lines in `says`."""
+    say = "".join(f"echo {line}; " for line in says)
+    line = " ".join(words)
     return {
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": name},
@@ -47,10 +47,17 @@ def realtime(name="realtime", slots=3, period_ns=PERIOD_NS, deadline_ns=DEADLINE
     return pod(name, namespace, slots,
                {"class": "realtime", "period": f"{period_ns // 1_000_000}ms",
                 "deadline": f"{deadline_ns // 1_000_000}ms"},
-               ["go", "rubato-test-tenant", "periodic", "--period-ns", str(period_ns), "--jobs",
+               ["rubato-test-tenant", "periodic", "--period-ns", str(period_ns), "--jobs",
                 "1000000", "--kernels", "3", "--kernel-ns", str(kernel_ns)],
+               says=["go"],
                # Who wants to be in time on the GPU wants to be in time on the cores.
                cpu="300m")
+
+
+def hoarder(name, memory, *allocations_bytes):
+    """Asks for memory, piece by piece, and says of each whether it got it."""
+    return pod(name, BEST_EFFORT_NAMESPACE, 1, {"memory": memory}, ["rubato-test-tenant", "memory"],
+               says=[f"alloc device {size}" for size in allocations_bytes])
 
 
 def best_effort(name, slots, annotations=None, user=0):
