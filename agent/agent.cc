@@ -343,22 +343,23 @@ Result<void> Agent::BeginServers() {
     health_ = std::move(*health);
   }
   if (config_.metrics_address.empty()) return {};
-  const auto unavailable =
-      HttpAnswer{503, "text/plain; charset=utf-8", "the agent's loop does not turn\n"};
+  const auto unavailable = [] {
+    return HttpAnswer{503, "text/plain; charset=utf-8", "the agent's loop does not turn\n"};
+  };
   std::vector<HttpServer::Page> pages;
   pages.push_back(
       {"/metrics", [this, unavailable]() -> HttpAnswer {
          const auto picture = PictureFromOtherThread();
-         if (!picture.has_value()) return unavailable;
+         if (!picture.has_value()) return unavailable();
          return {200, "text/plain; version=0.0.4; charset=utf-8", MetricsText(*picture)};
        }});
   pages.push_back({"/healthz", [this, unavailable]() -> HttpAnswer {
-                     if (!PictureFromOtherThread().has_value()) return unavailable;
+                     if (!PictureFromOtherThread().has_value()) return unavailable();
                      return {200, "text/plain; charset=utf-8", "alive\n"};
                    }});
   pages.push_back({"/readyz", [this, unavailable]() -> HttpAnswer {
                      const auto picture = PictureFromOtherThread();
-                     if (!picture.has_value()) return unavailable;
+                     if (!picture.has_value()) return unavailable();
                      if (picture->readiness.ready())
                        return {200, "text/plain; charset=utf-8", "ready\n"};
                      std::string body = "not ready\n";
@@ -603,7 +604,7 @@ void Agent::Join() {
 
 void Agent::Release(const std::string& token) {
   if (!releasing_.try_emplace(token, true).second) return;
-  plugin_->allocations().Release(token, [this, token](Result<void> done) {
+  plugin_->allocations().Release(token, [this, token](const Result<void>& done) {
     releasing_.erase(token);
     if (!done && done.error().code != ErrorCode::kNotFound) {
       base::LogWarning("token={} cannot be released: {}", token.substr(0, 8), done.error().message);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "proto/control/v1/control.pb.h"
@@ -19,7 +20,10 @@ struct Notice {
   std::string reason;  // UpperCamel, stable: "BadAnnotation".
   std::string message;
   bool operator==(const Notice&) const = default;
-  auto operator<=>(const Notice&) const = default;
+  bool operator<(const Notice& other) const {
+    return std::tie(warning, reason, message) <
+           std::tie(other.warning, other.reason, other.message);
+  }
 };
 
 struct PodRef {

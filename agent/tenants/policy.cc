@@ -111,6 +111,7 @@ std::map<std::string, MemoryGrant> ShareMemory(const std::vector<MemoryAsk>& ask
                                                const std::map<std::string, uint64_t>& total_bytes,
                                                const TenantPolicy& policy) {
   std::vector<const MemoryAsk*> order;
+  order.reserve(asks.size());
   for (const MemoryAsk& ask : asks) order.push_back(&ask);
   std::sort(order.begin(), order.end(), [](const MemoryAsk* a, const MemoryAsk* b) {
     return std::tie(a->serial, a->token) < std::tie(b->serial, b->token);

@@ -424,24 +424,25 @@ void Reconciler::StartUpdate(const std::string& token) {
 void Reconciler::StartUnregister(const std::string& token) {
   Tenant& tenant = tenants_[token];
   tenant.busy = true;
-  link_->Unregister(tenant.id, [this, token, generation = generation_](base::Result<void> done) {
-    if (generation != generation_) return;
-    const Nanos now_ns = base::MonotonicNow();
-    Tenant& asked = tenants_[token];
-    asked.busy = false;
-    asked.touched_ns = now_ns;
-    if (!done && done.error().code != base::ErrorCode::kNotFound) {
-      Failed("unregister", &asked, done.error(), now_ns);
-    } else {
-      ++counts_.unregistered_total;
-      asked.id = 0;
-      asked.failures = 0;
-      asked.sessions = 0;
-      asked.decision.reset();
-    }
-    callbacks_.changed();
-    Pump(now_ns);
-  });
+  link_->Unregister(tenant.id,
+                    [this, token, generation = generation_](const base::Result<void>& done) {
+                      if (generation != generation_) return;
+                      const Nanos now_ns = base::MonotonicNow();
+                      Tenant& asked = tenants_[token];
+                      asked.busy = false;
+                      asked.touched_ns = now_ns;
+                      if (!done && done.error().code != base::ErrorCode::kNotFound) {
+                        Failed("unregister", &asked, done.error(), now_ns);
+                      } else {
+                        ++counts_.unregistered_total;
+                        asked.id = 0;
+                        asked.failures = 0;
+                        asked.sessions = 0;
+                        asked.decision.reset();
+                      }
+                      callbacks_.changed();
+                      Pump(now_ns);
+                    });
 }
 
 std::vector<Reconciler::View> Reconciler::Views() const {

@@ -16,7 +16,6 @@ namespace {
 using base::Error;
 using base::ErrorCode;
 using base::Nanos;
-using base::Result;
 
 constexpr int kReconnectMs = 250;  // A new scheduler is found within this.
 constexpr Nanos kCallLimit = 5 * base::kSecond;
