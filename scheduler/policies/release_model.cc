@@ -121,20 +121,19 @@ void ReleaseModel::Accept(Nanos first_op_ns, int64_t index) {
   unfitted_ = true;
 }
 
-// Begins a new line with `starts`, which lie on one grid. `keep_spread`: the tenant is as punctual
-// as it was, only the phase is another.
+// Begins a new line with `starts`, no part of this model, which lie on one grid. `keep_spread`: the
+// tenant is as punctual as it was, only the phase is another.
 void ReleaseModel::Restart(const std::vector<Nanos>& starts, bool keep_spread) {
   floor_early_ns_ = keep_spread ? prediction_.early_ns : 0;
   floor_late_ns_ = keep_spread ? prediction_.late_ns : 0;
   const Nanos period_ns = locked_ ? prediction_.period_ns : nominal_ns_;
   locked_ = locked_ && keep_spread;
   misses_ = judged_ = 0;
-  const std::vector<Nanos> copy = starts;
   window_.clear();
   int64_t index = 0;
-  for (size_t i = 0; i < copy.size(); ++i) {
-    if (i > 0) index += DivideRounded(copy[i] - copy[i - 1], period_ns);
-    Accept(copy[i], index);
+  for (size_t i = 0; i < starts.size(); ++i) {
+    if (i > 0) index += DivideRounded(starts[i] - starts[i - 1], period_ns);
+    Accept(starts[i], index);
   }
 }
 
