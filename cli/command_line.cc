@@ -24,6 +24,12 @@ constexpr const char* kRunFooter =
     "  rubato run --class realtime --period 10ms -- python3 serve.py\n"
     "  rubato run --class best-effort --memory 20GiB -- python3 train.py";
 
+constexpr const char* kProfileFooter =
+    "\nThe program runs as a best-effort tenant, alone on the GPU: it is an error if other "
+    "tenants'\nprograms run. Exit code: as of rubato run.\n"
+    "\n"
+    "  rubato profile -- python3 train.py --steps 50";
+
 [[noreturn]] void Refuse(const std::string& option, const std::string& message) {
   throw CLI::ValidationError(option, message);
 }
@@ -116,7 +122,7 @@ std::string Surplus(const std::string& command, const std::vector<std::string>& 
                                    [](const std::string& word) { return word.starts_with("-"); });
   if (option != words.end())
     return "there is no option " + *option + "; see `" + command + " --help`";
-  if (command == "rubato run") {
+  if (command == "rubato run" || command == "rubato profile") {
     return "'" + words.front() + "' stands before --; write the program and its arguments after it";
   }
   if (command == "rubato")
@@ -132,8 +138,8 @@ std::string Complaint(const std::string& command, const CLI::ParseError& error) 
   return command + ": " + what + "\n";
 }
 
-Ending RunRefusal(const std::string& message) {
-  return Ending{kExitRunFailed, "", "rubato run: " + message + "\n"};
+Ending RunRefusal(const std::string& message, const std::string& command = "rubato run") {
+  return Ending{kExitRunFailed, "", command + ": " + message + "\n"};
 }
 
 }  // namespace
@@ -219,6 +225,29 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
   run_app->add_flag("--no-gpu-check", no_gpu_check, "run the program even if no GPU driver loads");
   run_app->footer(kRunFooter);
 
+  RunCommand profile;
+  profile.profile = true;
+  ProfileShowCommand show;
+  CLI::App* profile_app = app.add_subcommand(
+      "profile",
+      "measure a program's kernels for later starts: rubato profile [OPTIONS] -- PROGRAM "
+      "[ARGUMENT...]");
+  profile_app->require_subcommand(0, 1);
+  profile_app->add_option("--name", profile.name,
+                          "name in tables and metrics (default: the program's)");
+  AddMode(profile_app, &profile.start.mode, &profile.start.mode_given,
+          "mode of the scheduler, if none runs yet and it is started here");
+  AddStart(profile_app, &profile.start);
+  bool no_profile_gpu_check = false;
+  profile_app->add_flag("--no-gpu-check", no_profile_gpu_check,
+                        "run the program even if no GPU driver loads");
+  profile_app->footer(kProfileFooter);
+  CLI::App* show_app =
+      profile_app->add_subcommand("show", "list what is known about kernels, the longest first");
+  AddOutput(show_app, &show.output);
+  AddCount(show_app, "--limit", &show.limit, 10'000, "so many of them (default 100)");
+  CLI::App* clear_app = profile_app->add_subcommand("clear", "forget all of it");
+
   TopCommand top;
   CLI::App* top_app = app.add_subcommand("top", "show the tenants, live (q ends)");
   AddDuration(top_app, "--interval", &top.interval_ns, "time between two looks (default 1s)");
@@ -236,7 +265,7 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
   CLI::App* version_app = app.add_subcommand("version", "print the version");
 
   std::string command = "rubato";
-  const bool is_run = !own.empty() && own.front() == "run";
+  const bool is_run = !own.empty() && (own.front() == "run" || own.front() == "profile");
   for (const CLI::App* known : app.get_subcommands(nullptr)) {
     if (!own.empty() && known->get_name() == own.front()) command += " " + own.front();
   }
@@ -258,7 +287,8 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
   }
 
   if (version || version_app->parsed()) return Command(VersionCommand{});
-  if (!rest.empty() && !run_app->parsed() && !up_app->parsed()) {
+  const bool profile_run = profile_app->parsed() && !show_app->parsed() && !clear_app->parsed();
+  if (!rest.empty() && !run_app->parsed() && !up_app->parsed() && !profile_run) {
     return Ending{kExitUsage, "", command + ": takes nothing after --; leave it out\n"};
   }
   if (up_app->parsed()) {
@@ -269,6 +299,20 @@ std::variant<Command, Ending> ParseCommandLine(const std::vector<std::string>& a
   if (top_app->parsed()) return Command(top);
   if (status_app->parsed()) return Command(status);
   if (doctor_app->parsed()) return Command(doctor);
+  if (show_app->parsed()) return Command(show);
+  if (clear_app->parsed()) return Command(ProfileClearCommand{});
+  if (profile_run) {
+    if (rest.empty()) {
+      return RunRefusal(
+          "no program was given; write it after --, for example `rubato profile -- ./a.out`, or "
+          "see "
+          "`rubato profile show`",
+          command);
+    }
+    profile.gpu_check = !no_profile_gpu_check;
+    profile.argv = rest;
+    return Command(profile);
+  }
   if (!run_app->parsed()) return Ending{kExitUsage, "", app.help()};
 
   if (rest.empty()) {

@@ -43,6 +43,7 @@ struct RunCommand {
   uint32_t weight = 0;
   bool require_class = false;
   bool gpu_check = true;
+  bool profile = false;  // `rubato profile`: alone, with every op measured.
   StartOptions start;
   std::vector<std::string> argv;
 };
@@ -61,10 +62,18 @@ struct DoctorCommand {
   Mode mode = Mode::kTimeslice;
 };
 
+struct ProfileShowCommand {
+  Output output = Output::kTable;
+  uint32_t limit = 0;  // 0: the scheduler's default.
+};
+
+struct ProfileClearCommand {};
+
 struct VersionCommand {};
 
-using Command = std::variant<UpCommand, DownCommand, RunCommand, TopCommand, StatusCommand,
-                             DoctorCommand, VersionCommand>;
+using Command =
+    std::variant<UpCommand, DownCommand, RunCommand, TopCommand, StatusCommand, DoctorCommand,
+                 ProfileShowCommand, ProfileClearCommand, VersionCommand>;
 
 // The end of the program before anything was done: a help text on stdout, or a complaint on stderr.
 struct Ending {

@@ -8,10 +8,12 @@ namespace rubato::cli {
 
 int Up(const UpCommand& command);
 int Down();
-int Run(const RunCommand& command);
+int Run(const RunCommand& command);  // `rubato profile -- PROGRAM` too.
 int Top(const TopCommand& command);
 int Status(const StatusCommand& command);
 int Doctor(const DoctorCommand& command);
+int ProfileShow(const ProfileShowCommand& command);
+int ProfileClear();
 int Version();
 
 // "rubato <name>: <message>" on stderr.

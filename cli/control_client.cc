@@ -197,6 +197,15 @@ class GrpcControlClient final : public ControlClient {
     return Call<control::GetStatusResponse>(&control::Control::Stub::GetStatus,
                                             control::GetStatusRequest());
   }
+  base::Result<control::ListProfilesResponse> ListProfiles(uint32_t limit) override {
+    control::ListProfilesRequest request;
+    request.set_limit(limit);
+    return Call<control::ListProfilesResponse>(&control::Control::Stub::ListProfiles, request);
+  }
+  base::Result<control::ClearProfilesResponse> ClearProfiles() override {
+    return Call<control::ClearProfilesResponse>(&control::Control::Stub::ClearProfiles,
+                                                control::ClearProfilesRequest());
+  }
   base::Result<control::ShutdownResponse> Shutdown() override {
     return Call<control::ShutdownResponse>(&control::Control::Stub::Shutdown,
                                            control::ShutdownRequest());

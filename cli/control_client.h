@@ -40,6 +40,8 @@ class ControlClient {
 
   virtual base::Result<control::GetVersionResponse> GetVersion() = 0;
   virtual base::Result<control::GetStatusResponse> GetStatus() = 0;
+  virtual base::Result<control::ListProfilesResponse> ListProfiles(uint32_t limit) = 0;
+  virtual base::Result<control::ClearProfilesResponse> ClearProfiles() = 0;
   virtual base::Result<control::ShutdownResponse> Shutdown() = 0;
   // Waits until the tenant is registered and its attach socket listens. With `require_class` it is
   // an error if the class that the spec asks for is not granted.

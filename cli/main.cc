@@ -29,6 +29,8 @@ struct Dispatch {
   int operator()(const TopCommand& command) const { return Top(command); }
   int operator()(const StatusCommand& command) const { return Status(command); }
   int operator()(const DoctorCommand& command) const { return Doctor(command); }
+  int operator()(const ProfileShowCommand& command) const { return ProfileShow(command); }
+  int operator()(const ProfileClearCommand&) const { return ProfileClear(); }
   int operator()(const VersionCommand&) const { return Version(); }
 };
 

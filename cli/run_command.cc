@@ -10,6 +10,7 @@
 #include "cli/driver_probe.h"
 #include "cli/environment.h"
 #include "cli/foreground_child.h"
+#include "cli/profile_report.h"
 #include "cli/scheduler_start.h"
 
 namespace rubato::cli {
@@ -17,8 +18,12 @@ namespace {
 
 constexpr base::Nanos kProbeLimit = 20 * base::kSecond;
 
-int Fail(const std::string& message) {
-  Complain("run", message);
+const char* NameOf(const RunCommand& command) {
+  return command.profile ? "profile" : "run";
+}
+
+int Fail(const RunCommand& command, const std::string& message) {
+  Complain(NameOf(command), message);
   return kExitRunFailed;
 }
 
@@ -37,6 +42,7 @@ control::TenantSpec SpecOf(const RunCommand& command) {
   spec.set_deadline_ns(command.deadline_ns);
   spec.set_limit_bytes(command.limit_bytes);
   spec.set_weight(command.weight);
+  spec.set_profile(command.profile);
   return spec;
 }
 
@@ -58,40 +64,50 @@ std::string GpuProblem() {
 
 int Run(const RunCommand& command) {
   const base::Result<RuntimeDir> directory = RuntimeDir::Locate();
-  if (!directory.ok()) return Fail(directory.error().message);
+  if (!directory.ok()) return Fail(command, directory.error().message);
   const base::Result<InstallLayout> layout = InstallLayout::Find();
-  if (!layout.ok()) return Fail(layout.error().message);
+  if (!layout.ok()) return Fail(command, layout.error().message);
   const base::Result<std::vector<std::string>> shims = layout->Shims();
-  if (!shims.ok()) return Fail(shims.error().message);
+  if (!shims.ok()) return Fail(command, shims.error().message);
   for (const std::string& shim : *shims) {
     if (shim.find_first_of(" :") != std::string::npos) {
-      return Fail("the path " + shim +
-                  " has a blank or a colon, which LD_PRELOAD cannot carry; move Rubato");
+      return Fail(command,
+                  "the path " + shim +
+                      " has a blank or a colon, which LD_PRELOAD cannot carry; move Rubato");
     }
   }
   if (command.gpu_check) {
-    if (const std::string problem = GpuProblem(); !problem.empty()) return Fail(problem);
+    if (const std::string problem = GpuProblem(); !problem.empty()) return Fail(command, problem);
   }
   const base::Result<RunningScheduler> running =
       EnsureScheduler(command.start, *directory, *layout);
-  if (!running.ok()) return Fail(running.error().message);
+  if (!running.ok()) return Fail(command, running.error().message);
 
   // From here on signals are read in Wait(), and threads may exist.
   base::Result<ForegroundChild> child = ForegroundChild::Prepare();
-  if (!child.ok()) return Fail(child.error().message);
+  if (!child.ok()) return Fail(command, child.error().message);
   const std::unique_ptr<ControlClient> client = ControlClient::Make(*directory);
   const base::Result<control::GetVersionResponse> scheduler = client->GetVersion();
-  if (!scheduler.ok()) return Fail(scheduler.error().message);
+  if (!scheduler.ok()) return Fail(command, scheduler.error().message);
   if (const base::Result<void> same = CheckScheduler(*scheduler, command.start); !same.ok()) {
-    return Fail(same.error().message);
+    return Fail(command, same.error().message);
+  }
+  if (command.profile) {
+    const base::Result<control::GetStatusResponse> status = client->GetStatus();
+    if (!status.ok()) return Fail(command, status.error().message);
+    if (const std::string others = ProgramsOn(*status); !others.empty()) {
+      return Fail(command, "a program is measured alone, but " + others +
+                               " runs; end it, or let it learn by itself under `rubato run`");
+    }
   }
   const base::Result<std::unique_ptr<TenantHold>> hold =
       client->HoldTenant(SpecOf(command), command.require_class);
-  if (!hold.ok()) return Fail(hold.error().message);
+  if (!hold.ok()) return Fail(command, hold.error().message);
   const control::AdmissionDecision& admission = (*hold)->admission();
   if (admission.granted() != admission.asked()) {
-    Complain("run", "the program runs as best-effort: " + base::Printable(admission.detail()) +
-                        "; see `rubato status` for who asks for what");
+    Complain(NameOf(command),
+             "the program runs as best-effort: " + base::Printable(admission.detail()) +
+                 "; see `rubato status` for who asks for what");
   }
 
   const char* preload = getenv("LD_PRELOAD");
@@ -102,16 +118,23 @@ int Run(const RunCommand& command) {
       WithVariable(std::move(environment), "RUBATO_SOCKET", (*hold)->attach_socket_path());
   const int error = child->Start(command.argv, environment);
   if (error == ENOENT) {
-    Complain("run", "there is no program '" + command.argv.front() +
-                        "'; check its name, its interpreter and PATH");
+    Complain(NameOf(command), "there is no program '" + command.argv.front() +
+                                  "'; check its name, its interpreter and PATH");
     return kExitNoProgram;
   }
   if (error != 0) {
-    Complain("run", "'" + command.argv.front() + "' cannot be executed (" + std::strerror(error) +
-                        "); check its permissions");
+    Complain(NameOf(command), "'" + command.argv.front() + "' cannot be executed (" +
+                                  std::strerror(error) + "); check its permissions");
     return kExitNotExecutable;
   }
-  return child->Wait();
+  const int exit_code = child->Wait();
+  if (command.profile) {
+    // Its tenant lives until the hold ends.
+    const base::Result<control::GetStatusResponse> status = client->GetStatus();
+    Complain("profile", status.ok() ? ProfileSummary(*status, (*hold)->attach_socket_path())
+                                    : status.error().message);
+  }
+  return exit_code;
 }
 
 }  // namespace rubato::cli

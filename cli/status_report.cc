@@ -290,13 +290,10 @@ Json SchedulerJson(const control::GetVersionResponse& scheduler) {
 }
 
 Json Document() {
-  return Json{{"schema", kStatusSchema},
-              {"now_ns", 0},
-              {"scheduler", nullptr},
-              {"mps", nullptr},
-              {"devices", Json::array()},
-              {"tenants", Json::array()},
-              {"sessions_detached", Json::object()},
+  return Json{{"schema", kStatusSchema},      {"now_ns", 0},
+              {"scheduler", nullptr},         {"mps", nullptr},
+              {"profile_store", nullptr},     {"devices", Json::array()},
+              {"tenants", Json::array()},     {"sessions_detached", Json::object()},
               {"handshakes_refused_total", 0}};
 }
 
@@ -443,8 +440,14 @@ std::string StatusJson(const control::GetStatusResponse& status) {
              {"realtime_sessions", device.realtime_sessions()},
              {"realtime_demand_permille", device.realtime_demand_permille()},
              {"realtime_capacity_permille", device.realtime_capacity_permille()},
-             {"profile_entries", device.profile_entries()}});
+             {"profile_entries", device.profile_entries()},
+             {"profile_restored", device.profile_restored()}});
   }
+  json["profile_store"] = {{"path", status.profile_store().path()},
+                           {"usable", status.profile_store().usable()},
+                           {"entries", status.profile_store().entries()},
+                           {"errors_total", status.profile_store().errors_total()},
+                           {"written_total", status.profile_store().written_total()}};
   for (const control::TenantStatus& tenant : status.tenants()) {
     json["tenants"].push_back(TenantJson(tenant));
   }

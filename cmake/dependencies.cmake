@@ -1,7 +1,7 @@
 # Libraries from the system's packages (tools/bootstrap installs them), under names that do not
 # depend on the distribution: rubato::grpc, rubato::protobuf, rubato::yaml, rubato::log,
 # rubato::json, rubato::cli11, rubato::prometheus, rubato::civetweb, rubato::crypto,
-# rubato::curl.
+# rubato::curl, rubato::sqlite.
 
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
@@ -62,6 +62,12 @@ endif()
 add_library(rubato_civetweb INTERFACE)
 target_link_libraries(rubato_civetweb INTERFACE ${RUBATO_CIVETWEB_CPP} ${RUBATO_CIVETWEB})
 add_library(rubato::civetweb ALIAS rubato_civetweb)
+
+# A shared library, which tools/bundle collects: the system's package, and so its fixes.
+rubato_find(SQLite3)
+add_library(rubato_sqlite INTERFACE)
+target_link_libraries(rubato_sqlite INTERFACE SQLite::SQLite3)
+add_library(rubato::sqlite ALIAS rubato_sqlite)
 
 rubato_find(OpenSSL)
 add_library(rubato_crypto INTERFACE)

@@ -261,6 +261,8 @@ class RubatoScheduler(NoService):
     def environment(self, env):
         # No metrics port: a scheduler of the machine's own may have it.
         return {**env, "XDG_RUNTIME_DIR": self._runtime, "RUBATO_METRICS_ADDRESS": "none",
+                # Each run learns by itself what it knows.
+                "RUBATO_PROFILE_STORE": "none",
                 **self._extra_env}
 
     def _env(self):

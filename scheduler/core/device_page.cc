@@ -150,6 +150,10 @@ void DevicePage::Recount() {
   StoreRelease(state.generation, LoadRelaxed(state.generation) + 1);
 }
 
+void DevicePage::SetSampleEvery(uint32_t every) {
+  abi::StoreRelaxed(region_->constants.sample_every, every);
+}
+
 void DevicePage::Heartbeat(Nanos now_ns) {
   StoreRelaxed(region_->state.heartbeat_ns, static_cast<uint64_t>(now_ns));
 }

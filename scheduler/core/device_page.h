@@ -42,6 +42,9 @@ class DevicePage {
   uint32_t realtime_sessions() const { return region_->state.realtime_sessions; }
   uint32_t live_sessions() const { return live_; }
 
+  // One op in this many of a known key is measured. Of the constants it is the only one that
+  // changes: shims look at it whenever a sample is due.
+  void SetSampleEvery(uint32_t every);
   void Heartbeat(Nanos now_ns);
   const abi::DeviceRegion& region() const { return *region_; }
 

@@ -16,7 +16,9 @@ struct KernelProfile {
   base::Nanos spread_ns = 0;            // Mean absolute deviation.
   std::array<uint32_t, 5> recent_ns{};  // The last five measurements on the whole device.
   uint32_t sample_count = 0;
-  bool clean = false;  // One measurement at least had no neighbour in between.
+  bool clean = false;     // One measurement at least had no neighbour in between.
+  uint64_t measured = 0;  // Measurements ever, those of earlier runs included.
+  uint32_t trial = 0;     // Measurements that a duration of an earlier run has still to stand.
   std::array<base::Nanos, 4> by_share_ns{};  // On 1/8, 1/4, 1/2, 3/4 of the SMs; 0: not measured.
   base::Nanos last_sample_ns = 0;
 };

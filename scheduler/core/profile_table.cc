@@ -58,8 +58,42 @@ base::Nanos ProfileTable::LongestSince(base::Nanos since_ns) const {
 void ProfileTable::Publish(const KernelProfile& profile) {
   const auto found = profiles_.find(profile.key);
   if (found == profiles_.end()) return;
-  const abi::ProfileEntry value = ToProfileEntry(profile);
-  abi::ProfileEntry& entry = region_->entries[found->second.position];
+  found->second.changed = true;
+  Write(found->second);
+}
+
+bool ProfileTable::Restore(const KernelProfile& profile) {
+  if (profile.key == 0 || profile.key == kNoKey || profiles_.contains(profile.key)) return false;
+  const uint32_t home = abi::ProfileHome(profile.key);
+  for (uint32_t i = 0; i < abi::kProfileProbes; ++i) {
+    const uint64_t holder = region_->entries[(home + i) & (abi::kProfileEntries - 1)].key;
+    if (holder != 0 && holder != kNoKey) continue;
+    *Insert(profile.key, profile.kind) = profile;
+    Write(profiles_.at(profile.key));
+    return true;
+  }
+  return false;
+}
+
+std::vector<KernelProfile> ProfileTable::TakeChanged() {
+  std::vector<KernelProfile> changed;
+  for (auto& [key, placed] : profiles_) {
+    if (placed.changed) changed.push_back(placed.profile);
+    placed.changed = false;
+  }
+  return changed;
+}
+
+void ProfileTable::Clear() {
+  for (const auto& [key, placed] : profiles_)
+    abi::StoreRelease(region_->entries[placed.position].key, uint64_t{kNoKey});
+  profiles_.clear();
+  abi::StoreRelaxed(region_->entry_count, uint64_t{0});
+}
+
+void ProfileTable::Write(const Placed& placed) {
+  const abi::ProfileEntry value = ToProfileEntry(placed.profile);
+  abi::ProfileEntry& entry = region_->entries[placed.position];
   abi::StoreRelaxed(entry.duration_ns, value.duration_ns);
   abi::StoreRelaxed(entry.max_ns, value.max_ns);
   abi::StoreRelaxed(entry.spread_ns, value.spread_ns);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <unordered_map>
+#include <vector>
 
 #include "proto/abi/profile.h"
 #include "scheduler/core/kernel_profile.h"
@@ -29,6 +30,16 @@ class ProfileTable {
   // Writes the working values out.
   void Publish(const KernelProfile& profile);
 
+  // Enters and publishes what an earlier run has learnt. False, and nothing is done, if the key is
+  // known already or a place for it would have to be taken from another.
+  bool Restore(const KernelProfile& profile);
+
+  // What was published by Publish since the last call; an entry that was given up is left out.
+  std::vector<KernelProfile> TakeChanged();
+
+  // Forgets everything. A reader that comes meanwhile finds a key or does not.
+  void Clear();
+
   // The longest op, graphs apart, that was measured at `since_ns` or later; 0: none was. Graphs are
   // cut where they are too long.
   base::Nanos LongestSince(base::Nanos since_ns) const;
@@ -40,7 +51,9 @@ class ProfileTable {
   struct Placed {
     KernelProfile profile;
     uint32_t position;
+    bool changed;
   };
+  void Write(const Placed& placed);
   // Marks a place that holds nothing but must not end a reader's probing.
   static constexpr uint64_t kNoKey = ~uint64_t{0};
 

@@ -65,6 +65,7 @@ base::Result<void> ValidateSpec(const TenantSpec& spec) {
     if (uuid.empty() || !IsLabelText(uuid, 128))
       return Bad("device_uuids must be 1 to 128 printable ASCII characters each");
   }
+  if (spec.profile && realtime) return Bad("profile is for best-effort tenants only; leave it out");
   if (!IsReason(spec.refusal_reason))
     return Bad("refusal_reason must be at most 64 lower-case letters, digits and hyphens");
   if (!spec.refusal_reason.empty() && !realtime)

@@ -38,6 +38,7 @@ struct TenantSpec {
   // Who registers the tenant refuses real-time itself, for this reason; empty: it does not.
   std::string refusal_reason;
   std::string refusal_detail;
+  bool profile = false;  // Best-effort: it runs to have all of its ops measured.
 };
 
 inline constexpr Nanos kShortestPeriodNs = 100 * base::kMicrosecond;

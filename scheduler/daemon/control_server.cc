@@ -35,6 +35,8 @@ constexpr Nanos kLongestWatchNs = 60 * base::kSecond;
 // The largest request is a spec of a few names.
 constexpr int kMostRequestBytes = 64 * 1024;
 constexpr size_t kMostStreams = 512;
+constexpr size_t kUsualProfiles = 100;
+constexpr size_t kMostListed = 10'000;
 
 grpc::Status ToStatus(const base::Error& error) {
   grpc::StatusCode code = grpc::StatusCode::INTERNAL;
@@ -102,6 +104,7 @@ core::TenantSpec FromProto(const v1::TenantSpec& in) {
   spec.device_uuids.assign(in.device_uuids().begin(), in.device_uuids().end());
   spec.refusal_reason = in.refusal_reason();
   spec.refusal_detail = in.refusal_detail();
+  spec.profile = in.profile();
   return spec;
 }
 
@@ -160,6 +163,7 @@ void ToProto(const core::TenantSpec& spec, v1::TenantSpec* out) {
   for (const std::string& uuid : spec.device_uuids) out->add_device_uuids(uuid);
   out->set_refusal_reason(spec.refusal_reason);
   out->set_refusal_detail(spec.refusal_detail);
+  out->set_profile(spec.profile);
 }
 
 void ToProto(const RegisteredTenant& tenant, v1::RegisterTenantResponse* out) {
@@ -204,6 +208,8 @@ void ToProto(const TenantDeviceStatus& in, v1::TenantDeviceStatus* out) {
   out->set_samples_lost_total(totals.counter(Counter::kSamplesLost));
   out->set_uncut_graphs_total(totals.counter(Counter::kUncutGraphs));
   out->set_holds_ignored_total(totals.counter(Counter::kHoldsIgnored));
+  out->set_profiled_ops(in.profiled_ops);
+  out->set_profiled_new_ops(in.profiled_new_ops);
   if (in.tenant_class != core::TenantClass::kRealtime) {
     out->set_gpu_busy_ns_total(totals.counter(Counter::kGateBusyNs));
     return;
@@ -246,6 +252,52 @@ void ToProto(const TenantDeviceStatus& in, v1::TenantDeviceStatus* out) {
   release->set_relocks_total(totals.relocks);
 }
 
+const char* KindName(abi::OpKind kind) {
+  switch (kind) {
+    case abi::OpKind::kKernel:
+      return "kernel";
+    case abi::OpKind::kGraph:
+      return "graph";
+    case abi::OpKind::kCopyHostToDevice:
+      return "copy-to-device";
+    case abi::OpKind::kCopyDeviceToHost:
+      return "copy-to-host";
+    case abi::OpKind::kCopyDevice:
+      return "copy-on-device";
+    case abi::OpKind::kCopyOther:
+      return "copy";
+    case abi::OpKind::kMemset:
+      return "memset";
+    case abi::OpKind::kSegment:
+      return "segment";
+  }
+  return "unknown";
+}
+
+void ToProto(const ProfileRow& in, v1::Profile* out) {
+  out->set_device_name(in.model.name);
+  out->set_sm_count(in.model.sm_count);
+  out->set_time_dilation(in.model.time_dilation);
+  out->set_driver(in.model.driver);
+  out->set_module_hash(in.module_hash);
+  out->set_key(in.key);
+  out->set_kind(KindName(in.kind));
+  out->set_name(in.name);
+  out->set_duration_ns(static_cast<uint64_t>(in.duration_ns));
+  out->set_max_ns(in.max_ns);
+  out->set_spread_ns(static_cast<uint64_t>(in.spread_ns));
+  out->set_samples(in.samples);
+  out->set_last_seen_s(in.last_seen_s);
+}
+
+void ToProto(const ProfileStoreStatus& in, v1::ProfileStoreStatus* out) {
+  out->set_path(in.path);
+  out->set_usable(in.usable);
+  out->set_entries(in.rows);
+  out->set_errors_total(in.errors);
+  out->set_written_total(in.written);
+}
+
 void ToProto(const SchedulerStatus& in, const SchedulerIdentity& identity,
              v1::GetStatusResponse* out) {
   out->set_now_ns(static_cast<uint64_t>(in.now_ns));
@@ -260,6 +312,7 @@ void ToProto(const SchedulerStatus& in, const SchedulerIdentity& identity,
     row->set_sessions(device.sessions);
     row->set_realtime_sessions(device.realtime_sessions);
     row->set_profile_entries(device.profile_entries);
+    row->set_profile_restored(device.profile_restored);
     for (const DeviceDemand& demand : in.demands) {
       if (demand.uuid != device.uuid) continue;
       row->set_realtime_demand_permille(demand.demand_permille);
@@ -300,6 +353,7 @@ void ToProto(const SchedulerStatus& in, const SchedulerIdentity& identity,
   out->mutable_mps()->set_wanted(in.mps.wanted);
   out->mutable_mps()->set_healthy(in.mps.healthy);
   out->mutable_mps()->set_detail(in.mps.detail);
+  ToProto(in.profiles, out->mutable_profile_store());
 }
 
 class GrpcControlServer;
@@ -601,6 +655,27 @@ class GrpcControlServer final : public ControlServer, public v1::Control::Callba
       ShowStatus(stream, interval_ns);
     });
     return stream;
+  }
+
+  grpc::ServerUnaryReactor* ListProfiles(grpc::CallbackServerContext* context,
+                                         const v1::ListProfilesRequest* request,
+                                         v1::ListProfilesResponse* response) override {
+    return OnLoop(context, [this, request, response] {
+      const size_t limit = request->limit() == 0 ? kUsualProfiles : request->limit();
+      for (const ProfileRow& row : handler_->LongestProfiles(std::min(limit, kMostListed)))
+        ToProto(row, response->add_profiles());
+      ToProto(handler_->Picture().profiles, response->mutable_store());
+      return grpc::Status::OK;
+    });
+  }
+
+  grpc::ServerUnaryReactor* ClearProfiles(grpc::CallbackServerContext* context,
+                                          const v1::ClearProfilesRequest*,
+                                          v1::ClearProfilesResponse* response) override {
+    return OnLoop(context, [this, response] {
+      response->set_entries(handler_->ClearProfiles());
+      return grpc::Status::OK;
+    });
   }
 
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context, const v1::DrainRequest*,

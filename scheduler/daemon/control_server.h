@@ -50,6 +50,8 @@ class ControlHandler {
   virtual SchedulerStatus Picture() = 0;
   virtual bool Draining() const = 0;
   virtual SchedulerIdentity Identity() const = 0;
+  virtual std::vector<ProfileRow> LongestProfiles(size_t limit) = 0;
+  virtual uint64_t ClearProfiles() = 0;  // Returns how many there were.
   virtual void Drain() = 0;
   virtual uint32_t Shutdown() = 0;  // Returns at once, with the number of live sessions.
 };

@@ -27,6 +27,11 @@ namespace {
 // A scrape waits for the loop at most this long.
 constexpr auto kPictureLimit = std::chrono::seconds(2);
 
+// What was learnt goes to the disk so often: losing that much costs a few measurements.
+constexpr Nanos kSaveEveryNs = 10 * base::kSecond;
+// A disk that does not answer holds up start and end for at most so long.
+constexpr Nanos kDiskLimitNs = 2 * base::kSecond;
+
 // Each process takes two descriptors, and there may be many.
 void RaiseDescriptorLimit() {
   rlimit limit{};
@@ -103,7 +108,9 @@ base::Result<void> Daemon::Begin() {
   scheduler_options.constants = options_.constants;
   scheduler_options.mps_directory = options_.mps_directory;
   scheduler_options.epoch = epoch_;
+  scheduler_options.time_dilation = options_.time_dilation;
   scheduler_ = std::make_unique<Scheduler>(std::move(scheduler_options), clock_.NowNs());
+  OpenProfiles();
   scheduler_->OnSessionsChanged([this](TenantId tenant, uint32_t sessions) {
     if (control_ != nullptr) control_->SessionsChanged(tenant, sessions);
   });
@@ -137,8 +144,55 @@ Daemon::~Daemon() {
   metrics_.reset();
   control_.reset();
   mps_.reset();
+  if (profiles_ != nullptr) {
+    SaveProfiles();
+    profiles_->Close(kDiskLimitNs);
+  }
   attach_.reset();
   scheduler_.reset();
+}
+
+// ---- Profiles.
+
+void Daemon::OpenProfiles() {
+  if (options_.profile_store.empty()) return;
+  const std::string path = options_.profile_store;
+  profiles_ = std::make_unique<ProfileStore>(
+      path, [path] { return OpenProfileDatabase(path, kMostProfiles); },
+      [this](std::function<void()> work) { loop_->Post(std::move(work)); },
+      [this] { scheduler_->RestoreProfiles(); });
+  scheduler_->OnDevice(
+      [this](const DeviceModel& model, size_t limit) { return profiles_->Of(model, limit); });
+  // Before the first session, as a rule; a disk that takes longer is not waited for.
+  (void)profiles_->WaitLoaded(kDiskLimitNs);
+  profiles_saved_ns_ = clock_.NowNs();
+}
+
+void Daemon::SaveProfiles() {
+  if (profiles_ == nullptr) return;
+  if (scheduler_->PollIntervalNs() != 0) scheduler_->Poll(clock_.NowNs());
+  profiles_saved_ns_ = clock_.NowNs();
+  profiles_->Learn(scheduler_->TakeLearnt(std::chrono::duration_cast<std::chrono::seconds>(
+                                              std::chrono::system_clock::now().time_since_epoch())
+                                              .count()));
+}
+
+std::vector<ProfileRow> Daemon::LongestProfiles(size_t limit) {
+  if (profiles_ == nullptr) return {};
+  SaveProfiles();
+  return profiles_->Longest(limit);
+}
+
+uint64_t Daemon::ClearProfiles() {
+  uint64_t rows = 0;
+  if (profiles_ != nullptr) {
+    SaveProfiles();
+    rows = profiles_->Status().rows;
+    profiles_->Clear();
+  }
+  scheduler_->ForgetProfiles();
+  base::LogInfo("profiles cleared");
+  return rows;
 }
 
 void Daemon::Run() {
@@ -156,6 +210,7 @@ void Daemon::SchedulePoll() {
   if (interval_ns == 0) {
     loop_->RemoveTimer(poll_timer_);
     poll_timer_ = 0;
+    SaveProfiles();
     return;
   }
   const Nanos due_ns = clock_.NowNs() + interval_ns;
@@ -172,6 +227,7 @@ void Daemon::SchedulePoll() {
 
 void Daemon::Poll() {
   scheduler_->Poll(clock_.NowNs());
+  if (clock_.NowNs() - profiles_saved_ns_ >= kSaveEveryNs) SaveProfiles();
   SchedulePoll();
 }
 
@@ -249,6 +305,7 @@ SchedulerStatus Daemon::Picture() {
   }
   status.draining = Draining();
   if (mps_ != nullptr) status.mps = mps_->health();
+  if (profiles_ != nullptr) status.profiles = profiles_->Status();
   return status;
 }
 

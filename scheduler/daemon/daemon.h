@@ -15,6 +15,7 @@
 #include "scheduler/daemon/metrics.h"
 #include "scheduler/daemon/mps_watch.h"
 #include "scheduler/daemon/options.h"
+#include "scheduler/daemon/profile_store.h"
 #include "scheduler/daemon/scheduler.h"
 
 namespace rubato::sched {
@@ -40,6 +41,8 @@ class Daemon final : public ControlHandler {
   SchedulerStatus Picture() override;
   bool Draining() const override { return ending_ || scheduler_->draining(); }
   SchedulerIdentity Identity() const override;
+  std::vector<ProfileRow> LongestProfiles(size_t limit) override;
+  uint64_t ClearProfiles() override;
   void Drain() override;
   uint32_t Shutdown() override;
 
@@ -49,6 +52,9 @@ class Daemon final : public ControlHandler {
   base::Result<void> TakeLock();
   void SchedulePoll();
   void Poll();
+  void OpenProfiles();
+  // Hands what was learnt to the store.
+  void SaveProfiles();
   void LogState();
   // For the metrics' threads.
   std::optional<SchedulerStatus> PictureFromOtherThread();
@@ -59,6 +65,8 @@ class Daemon final : public ControlHandler {
   base::UniqueFd lock_;
   std::unique_ptr<base::EventLoop> loop_;
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<ProfileStore> profiles_;
+  Nanos profiles_saved_ns_ = 0;
   std::unique_ptr<AttachServer> attach_;
   std::unique_ptr<MpsWatch> mps_;
   std::unique_ptr<ControlServer> control_;

@@ -377,6 +377,20 @@ std::vector<MetricFamily> Collect(const SchedulerStatus& status, const MetricsIn
           MetricType::Gauge);
   for (const DeviceStatus& device : status.devices)
     out.Value({{"device", device.uuid}}, device.profile_entries);
+  out.Add("rubato_profile_store_usable",
+          "1 if durations are kept for the next start; 0: there is no store, or it failed.",
+          MetricType::Gauge);
+  out.Value({}, status.profiles.usable ? 1 : 0);
+  out.Add("rubato_profile_store_entries", "Operation keys of all devices that the store knows.",
+          MetricType::Gauge);
+  out.Value({}, Number(status.profiles.rows));
+  out.Add("rubato_profile_store_errors_total",
+          "Times that the profile store could not be used as it was, read or written.",
+          MetricType::Counter);
+  out.Value({}, Number(status.profiles.errors));
+  out.Add("rubato_profile_store_written_total", "Entries written to the profile store.",
+          MetricType::Counter);
+  out.Value({}, Number(status.profiles.written));
   out.Add("rubato_sessions_attached_total", "Sessions that became live since the start.",
           MetricType::Counter);
   out.Value({}, Number(status.sessions_total));

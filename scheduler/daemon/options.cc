@@ -21,6 +21,15 @@ void Override(const std::string& text, base::Nanos* constant_ns) {
   if (!text.empty()) *constant_ns = *base::ParseDuration(text);
 }
 
+// Of this user; "none" where there is no place for a user's state.
+std::string DefaultProfileStore() {
+  const char* state = std::getenv("XDG_STATE_HOME");
+  if (state != nullptr && *state == '/') return std::string(state) + "/rubato/profiles.sqlite";
+  const char* home = std::getenv("HOME");
+  if (home == nullptr || *home != '/' || home[1] == '\0') return "none";
+  return std::string(home) + "/.local/state/rubato/profiles.sqlite";
+}
+
 }  // namespace
 
 ParsedOptions ParseOptions(int argc, const char* const* argv) {
@@ -62,6 +71,10 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
       ->capture_default_str()
       ->envname("RUBATO_TIME_DILATION")
       ->check(CLI::Range(1u, 10000u));
+  app.add_option("--profile-store", options.profile_store,
+                 "File that keeps the durations of kernels for the next start, or none [default: "
+                 "rubato/profiles.sqlite in $XDG_STATE_HOME or ~/.local/state]")
+      ->envname("RUBATO_PROFILE_STORE");
   app.add_option("--log-level", options.log_level, "debug, info, warning or error")
       ->capture_default_str()
       ->check(CLI::IsMember({"debug", "info", "warning", "error"}));
@@ -116,6 +129,14 @@ ParsedOptions ParseOptions(int argc, const char* const* argv) {
       !complaint.empty()) {
     parsed.exit_code = 2;
     parsed.complaint = std::move(complaint);
+    return parsed;
+  }
+  if (options.profile_store.empty()) options.profile_store = DefaultProfileStore();
+  if (options.profile_store == "none") options.profile_store.clear();
+  if (!options.profile_store.empty() && options.profile_store.front() != '/') {
+    parsed.exit_code = 2;
+    parsed.complaint =
+        "--profile-store must be an absolute path or none, not " + options.profile_store;
     return parsed;
   }
   if (options.metrics_address == "none") options.metrics_address.clear();

@@ -21,6 +21,7 @@ struct Options {
   abi::Mode mode = abi::Mode::kTimeslice;
   std::string metrics_address = "127.0.0.1:9412";  // Empty: none.
   std::string mps_directory;                       // Empty in timeslice mode.
+  std::string profile_store;  // File of durations that outlive the scheduler; empty: none.
   uint32_t time_dilation = 1;
   std::string log_level = "info";
   policies::Constants constants;  // Dilated.

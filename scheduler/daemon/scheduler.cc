@@ -21,6 +21,8 @@ constexpr size_t kMostDevicesPerTenant = 16;
 constexpr size_t kMostRetired = 512;
 constexpr Nanos kRetiredNs = 600 * base::kSecond;
 constexpr size_t kMostAdmissionKinds = 64;
+// Of a device's table half stays free for what is new.
+constexpr size_t kMostRestored = abi::kProfileEntries / 2;
 
 constexpr Nanos kBusyPollNs = 20 * base::kMillisecond;
 constexpr Nanos kIdlePollNs = 200 * base::kMillisecond;
@@ -138,6 +140,8 @@ struct Scheduler::Device {
   base::Mapping profile_mapping;
   std::optional<core::DevicePage> page;
   std::optional<core::ProfileTable> profile;
+  DeviceModel model;
+  uint32_t restored = 0;
 };
 
 struct Scheduler::TenantOnDevice {
@@ -155,6 +159,9 @@ struct Scheduler::TenantOnDevice {
   std::array<OfClass, kClasses.size()> classes;
   std::optional<policies::RealtimeTask> realtime;
   bool said_revoked = false;
+  // Of a tenant that runs to be measured: keys of its ops, and those that were new. Bounded.
+  std::set<uint64_t> profiled;
+  uint32_t profiled_new = 0;
 
   OfClass& of(core::TenantClass tenant_class) { return classes[PlaceOf(tenant_class)]; }
   const OfClass& of(core::TenantClass tenant_class) const { return classes[PlaceOf(tenant_class)]; }
@@ -430,6 +437,7 @@ base::Result<void> Scheduler::UpdateTenant(TenantId id, const core::TenantSpec& 
   for (auto& [index, on_device] : tenant.devices) {
     if (on_device.realtime.has_value()) on_device.realtime->Respecify(tenant.promise);
     WriteLines(&on_device, now_ns);
+    SetSampling(on_device.device);
   }
   return {};
 }
@@ -535,8 +543,61 @@ base::Result<Scheduler::Device*> Scheduler::DeviceFor(const abi::OpenDeviceMessa
   device->profile_fd = std::move(*profile_fd);
   device->page_mapping = std::move(*page);
   device->profile_mapping = std::move(*profile);
+  device->model = DeviceModel{device->name, device->sm_count, options_.time_dilation, ""};
+  Restore(device.get());
   devices_.push_back(std::move(device));
   return devices_.back().get();
+}
+
+void Scheduler::Restore(Device* device) {
+  if (!recall_) return;
+  for (const ProfileRow& row : recall_(device->model, kMostRestored)) {
+    const bool restored = device->profile->Restore(policies::Remembered(
+        row.key, row.kind, row.duration_ns, row.max_ns, row.spread_ns, row.samples, row.clean));
+    device->restored += restored ? 1 : 0;
+  }
+}
+
+void Scheduler::RestoreProfiles() {
+  for (const auto& device : devices_) Restore(device.get());
+}
+
+std::vector<ProfileRow> Scheduler::TakeLearnt(int64_t wall_s) {
+  std::vector<ProfileRow> rows;
+  for (const auto& device : devices_) {
+    for (const core::KernelProfile& profile : device->profile->TakeChanged()) {
+      // Measured on a part of the device only: nothing that is stored.
+      if (core::SaturateTo32(profile.duration_ns) == 0) continue;
+      ProfileRow& row = rows.emplace_back();
+      row.model = device->model;
+      row.key = profile.key;
+      row.kind = profile.kind;
+      row.duration_ns = core::SaturateTo32(profile.duration_ns);
+      row.max_ns = std::max(core::LongestRecent(profile), uint32_t{1});
+      row.spread_ns = core::SaturateTo32(profile.spread_ns);
+      row.samples = profile.measured;
+      row.clean = profile.clean;
+      row.last_seen_s = wall_s;
+    }
+  }
+  return rows;
+}
+
+void Scheduler::ForgetProfiles() {
+  for (const auto& device : devices_) {
+    device->profile->Clear();
+    device->restored = 0;
+  }
+}
+
+void Scheduler::SetSampling(Device* device) {
+  bool all = false;
+  for (const auto& [id, session] : sessions_) {
+    if (session->device != device) continue;
+    all = session->tenant->spec.profile;
+    if (!all) break;
+  }
+  device->page->SetSampleEvery(all ? 1 : options_.constants.sample_every);
 }
 
 base::Result<std::unique_ptr<Scheduler::Session>> Scheduler::MakeSlot(
@@ -647,6 +708,7 @@ abi::Status Scheduler::OpenDevice(TenantId tenant_id, const ProcessInfo& process
   opened->page_fd = (*device)->page_fd.get();
   opened->profile_fd = (*device)->profile_fd.get();
   sessions_.emplace(opened->id, std::move(*session));
+  SetSampling(*device);
   return abi::Status::kOk;
 }
 
@@ -713,6 +775,7 @@ void Scheduler::CloseSession(SessionId id, Nanos now_ns) {
     on_device.realtime->OnSessionEnd(id);
     on_device.realtime->Update(now_ns);
   }
+  SetSampling(session->device);
   TenantOnDevice::OfClass& of_class = on_device.of(session->tenant_class);
   of_class.memory_used_bytes -= session->used_bytes;
   --of_class.sessions;
@@ -741,8 +804,14 @@ void Scheduler::ReadSession(Session* session, Nanos now_ns) {
   session->used_bytes = reading_.used_bytes;
   of_class.memory_peak_bytes = std::max(of_class.memory_peak_bytes, of_class.memory_used_bytes);
   if (reading_.active) last_active_ns_ = now_ns;
-  for (const core::Sample& sample : reading_.samples)
-    policies::LearnSample(sample, now_ns, &*session->device->profile);
+  core::ProfileTable& profile = *session->device->profile;
+  for (const core::Sample& sample : reading_.samples) {
+    if (session->tenant->spec.profile && on_device.profiled.size() < abi::kProfileEntries) {
+      const bool is_new = profile.Find(sample.base_key) == nullptr;
+      if (on_device.profiled.insert(sample.base_key).second && is_new) ++on_device.profiled_new;
+    }
+    policies::LearnSample(sample, now_ns, &profile);
+  }
   if (session->tenant_class == core::TenantClass::kRealtime)
     on_device.realtime->OnReading(session->id, reading_, now_ns);
   if (reading_.detached != abi::DetachReason::kNone && !session->detached) {
@@ -850,9 +919,10 @@ SchedulerStatus Scheduler::Status(Nanos now_ns) const {
   for (size_t i = 1; i < detached_.size(); ++i)
     status.sessions_detached[ReasonName(static_cast<abi::DetachReason>(i))] = detached_[i];
   for (const auto& device : devices_) {
-    status.devices.push_back(DeviceStatus{
-        device->index, device->uuid_text, device->name, device->sm_count, device->total_bytes,
-        device->page->live_sessions(), device->page->realtime_sessions(), device->profile->size()});
+    status.devices.push_back(
+        DeviceStatus{device->index, device->uuid_text, device->name, device->sm_count,
+                     device->total_bytes, device->page->live_sessions(),
+                     device->page->realtime_sessions(), device->profile->size(), device->restored});
   }
   for (const auto& [id, tenant] : tenants_) {
     TenantStatus& out = status.tenants.emplace_back();
@@ -871,6 +941,8 @@ SchedulerStatus Scheduler::Status(Nanos now_ns) const {
         row.totals = TotalsOf(on_device, tenant_class);
         row.memory_used_bytes = of_class.memory_used_bytes;
         row.memory_peak_bytes = of_class.memory_peak_bytes;
+        row.profiled_ops = static_cast<uint32_t>(on_device.profiled.size());
+        row.profiled_new_ops = on_device.profiled_new;
         if (tenant_class != core::TenantClass::kRealtime) continue;
         const policies::RealtimeTask& task = *on_device.realtime;
         row.response_p50_ns = task.ledger().ResponseQuantile(500);

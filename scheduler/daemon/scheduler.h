@@ -36,6 +36,7 @@ struct SchedulerOptions {
   policies::Constants constants;  // Dilated already.
   std::string mps_directory;      // Given to processes that use MPS.
   uint64_t epoch = 0;
+  uint32_t time_dilation = 1;
 };
 
 struct ProcessInfo {  // For people, except `pid`, which nothing depends on either.
@@ -112,6 +113,17 @@ class Scheduler {
   // When Poll is due next, seen from the last one; 0: not before a session opens.
   Nanos PollIntervalNs() const;
 
+  // ---- What is known from earlier runs.
+  // Called for a device that is opened for the first time: rows of its model, the best ones first.
+  void OnDevice(std::function<std::vector<ProfileRow>(const DeviceModel&, size_t limit)> recall) {
+    recall_ = std::move(recall);
+  }
+  // Asks again for every device, when the answer was not complete before.
+  void RestoreProfiles();
+  // What was learnt since the last call; `wall_s` is CLOCK_REALTIME.
+  std::vector<ProfileRow> TakeLearnt(int64_t wall_s);
+  void ForgetProfiles();
+
   // ---- Reports.
   void CountRefusal(abi::Status status);
   void SetDraining() { draining_ = true; }
@@ -138,6 +150,9 @@ class Scheduler {
                                                   std::optional<base::UniqueFd> slot, Nanos now_ns,
                                                   abi::Status* status);
   void ReadSession(Session* session, Nanos now_ns);
+  void Restore(Device* device);
+  // Measures every op while all that use the device run for that.
+  void SetSampling(Device* device);
   void WriteLines(TenantOnDevice* tenant, Nanos now_ns);
   void Retire(const Tenant& tenant, const TenantOnDevice& on_device, Nanos now_ns);
   static TenantTotals TotalsOf(const TenantOnDevice& tenant, core::TenantClass tenant_class);
@@ -171,6 +186,7 @@ class Scheduler {
   Nanos last_poll_ns_ = 0;
   core::SlotReading reading_;  // Storage that is used again.
   std::function<void(TenantId, uint32_t)> sessions_changed_;
+  std::function<std::vector<ProfileRow>(const DeviceModel&, size_t)> recall_;
 };
 
 }  // namespace rubato::sched

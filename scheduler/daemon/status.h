@@ -15,6 +15,7 @@
 #include "scheduler/core/job_ledger.h"
 #include "scheduler/core/slot_reader.h"
 #include "scheduler/core/tenant.h"
+#include "scheduler/daemon/profile_store.h"
 #include "scheduler/policies/bounds.h"
 
 namespace rubato::sched {
@@ -84,6 +85,9 @@ struct TenantDeviceStatus {
   TenantTotals totals;
   uint64_t memory_used_bytes = 0;
   uint64_t memory_peak_bytes = 0;
+  // Of a tenant that runs to be measured: ops it ran, and those of them nobody knew before.
+  uint32_t profiled_ops = 0;
+  uint32_t profiled_new_ops = 0;
   // Real-time tenants only.
   Nanos response_p50_ns = 0;
   Nanos response_p99_ns = 0;
@@ -116,6 +120,7 @@ struct DeviceStatus {
   uint32_t sessions = 0;
   uint32_t realtime_sessions = 0;
   uint32_t profile_entries = 0;
+  uint32_t profile_restored = 0;  // Of what was in the store when it came.
 };
 
 // What real-time tenants ask of one device; also of one that nobody has opened yet, if slots of it
@@ -171,6 +176,7 @@ struct SchedulerStatus {
   std::map<std::string, uint64_t> handshakes_refused;
   uint64_t sessions_total = 0;
   MpsHealth mps;
+  ProfileStoreStatus profiles;
 };
 
 }  // namespace rubato::sched

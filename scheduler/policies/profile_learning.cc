@@ -42,11 +42,50 @@ void Learn(uint64_t key, const core::Sample& sample, Nanos now_ns, core::Profile
   table->Publish(*profile);
 }
 
+// One measurement of a duration that an earlier run has left. It stands until there are enough to
+// judge it; then it goes if each of them says the same: too short, or too long. The first launches
+// of a program are cold, so one that is longer says nothing yet.
+void Try(Nanos measured_ns, core::KernelProfile* profile) {
+  const size_t ring = profile->recent_ns.size();
+  profile->recent_ns[profile->sample_count % ring] = core::SaturateTo32(measured_ns);
+  ++profile->sample_count;
+  if (--profile->trial != 0) return;
+  std::array<uint32_t, 5> fresh{};
+  for (uint32_t i = 0; i < kTrialSamples; ++i)
+    fresh[i] = profile->recent_ns[(profile->sample_count - 1 - i) % ring];
+  const auto [shortest, longest] =
+      std::minmax_element(fresh.begin(), fresh.begin() + kTrialSamples);
+  const bool too_short = Nanos{*shortest} > profile->duration_ns + profile->duration_ns / 4;
+  const bool too_long = Nanos{*longest} < profile->duration_ns - profile->duration_ns / 4;
+  if (!too_short && !too_long) return;
+  profile->spread_ns = Nanos{*longest} - Nanos{*shortest};
+  profile->duration_ns = MedianOf(fresh, kTrialSamples);
+  profile->recent_ns = fresh;
+  profile->sample_count = kTrialSamples;
+}
+
 }  // namespace
+
+core::KernelProfile Remembered(uint64_t key, abi::OpKind kind, Nanos duration_ns, uint32_t max_ns,
+                               Nanos spread_ns, uint64_t measured, bool clean) {
+  core::KernelProfile profile;
+  profile.key = key;
+  profile.kind = kind;
+  profile.duration_ns = duration_ns;
+  profile.spread_ns = spread_ns;
+  profile.recent_ns[0] = max_ns;
+  profile.recent_ns[1] = core::SaturateTo32(duration_ns);
+  profile.sample_count = kSettledSamples - kTrialSamples;
+  profile.trial = kTrialSamples;
+  profile.measured = measured;
+  profile.clean = clean;
+  return profile;
+}
 
 void LearnDuration(const core::Sample& sample, Nanos now_ns, core::KernelProfile* profile) {
   const auto measured_ns = static_cast<Nanos>(sample.duration_ns);
   profile->last_sample_ns = now_ns;
+  ++profile->measured;
   const int share = ShareSlot(sample.sm_permille);
   Nanos& average_ns =
       share < 0 ? profile->duration_ns : profile->by_share_ns[static_cast<size_t>(share)];
@@ -63,6 +102,7 @@ void LearnDuration(const core::Sample& sample, Nanos now_ns, core::KernelProfile
     average_ns = 0;
     profile->recent_ns = {};
     profile->sample_count = 0;
+    profile->trial = 0;
   }
   if (share >= 0) {
     average_ns = Follow(average_ns, measured_ns);
@@ -70,6 +110,7 @@ void LearnDuration(const core::Sample& sample, Nanos now_ns, core::KernelProfile
   }
   const Nanos deviation_ns = average_ns == 0 ? 0 : std::abs(measured_ns - average_ns);
   profile->spread_ns += (deviation_ns - profile->spread_ns) / 8;
+  if (profile->trial != 0) return Try(measured_ns, profile);
   const size_t ring = profile->recent_ns.size();
   profile->recent_ns[profile->sample_count % ring] = sample.duration_ns;
   // The ring's position must go on when the count is full.

@@ -168,6 +168,7 @@ class Rig:
         }
         self.env.update({
             "XDG_RUNTIME_DIR": os.path.join(self.dir, "run"),
+            "XDG_STATE_HOME": os.path.join(self.dir, "state"),
             "RUBATO_METRICS_ADDRESS": "127.0.0.1:0",
             "RUBATO_TIME_DILATION": str(dilation),
             "RUBATO_SOFTGPU_DIR": os.path.join(self.dir, "gpu"),

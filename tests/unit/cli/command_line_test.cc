@@ -155,5 +155,32 @@ TEST(CommandLine, NothingShowsTheHelpAsAMistake) {
   EXPECT_NE(ending.err.find("doctor"), std::string::npos);
 }
 
+TEST(CommandLine, ProfileRunsAProgramAlone) {
+  const auto run = Parsed<RunCommand>({"profile", "--name", "train", "--", "python3", "show"});
+  EXPECT_TRUE(run.profile);
+  EXPECT_TRUE(run.gpu_check);
+  EXPECT_EQ(run.name, "train");
+  EXPECT_EQ(run.tenant_class, TenantClass::kBestEffort);
+  EXPECT_EQ(run.argv, (std::vector<std::string>{"python3", "show"}));
+  EXPECT_FALSE(Parsed<RunCommand>({"run", "--", "a"}).profile);
+}
+
+TEST(CommandLine, ProfileShowAndClear) {
+  const auto show = Parsed<ProfileShowCommand>({"profile", "show", "--limit", "7", "-o", "json"});
+  EXPECT_EQ(show.limit, 7u);
+  EXPECT_EQ(show.output, Output::kJson);
+  Parsed<ProfileClearCommand>({"profile", "clear"});
+}
+
+TEST(CommandLine, ProfileRefusals) {
+  EXPECT_EQ(Refused({"profile"}).exit_code, kExitRunFailed);
+  EXPECT_EQ(Refused({"profile"}).err.rfind("rubato profile: ", 0), 0u);
+  EXPECT_EQ(Refused({"profile", "--"}).exit_code, kExitRunFailed);
+  EXPECT_NE(Refused({"profile", "shew"}).err.find("'shew'"), std::string::npos);
+  EXPECT_EQ(Refused({"profile", "show", "--", "x"}).exit_code, kExitUsage);
+  EXPECT_NE(Refused({"profile", "--class", "realtime", "--", "x"}).err.find("--class"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace rubato::cli

@@ -198,9 +198,9 @@ std::set<std::string> Keys(const nlohmann::json& json) {
 // The documented contract: adding keys here is right, removing them is not.
 TEST(StatusReport, JsonHasTheDocumentedKeys) {
   const nlohmann::json json = nlohmann::json::parse(StatusJson(Example()));
-  EXPECT_EQ(Keys(json),
-            (std::set<std::string>{"schema", "now_ns", "scheduler", "mps", "devices", "tenants",
-                                   "sessions_detached", "handshakes_refused_total"}));
+  EXPECT_EQ(Keys(json), (std::set<std::string>{"schema", "now_ns", "scheduler", "mps", "devices",
+                                               "tenants", "sessions_detached",
+                                               "handshakes_refused_total", "profile_store"}));
   EXPECT_EQ(json["scheduler"]["epoch"], "0000000000000abc");
   EXPECT_EQ(json["scheduler"]["mode"], "hybrid");
   EXPECT_EQ(json["tenants"][0]["name"], "camera");

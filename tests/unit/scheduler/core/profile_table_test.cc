@@ -104,5 +104,58 @@ TEST_F(ProfileTableTest, DurationsSaturate) {
   EXPECT_EQ(abi::FindProfile(*region_, 9)->duration_ns, 0xffffffffu);
 }
 
+KernelProfile Known(uint64_t key, base::Nanos duration_ns) {
+  KernelProfile profile;
+  profile.key = key;
+  profile.duration_ns = duration_ns;
+  profile.sample_count = 2;
+  return profile;
+}
+
+TEST_F(ProfileTableTest, WhatIsRestoredIsFoundAndIsNoChange) {
+  EXPECT_TRUE(table_.Restore(Known(5, 700)));
+  ASSERT_NE(abi::FindProfile(*region_, 5), nullptr);
+  EXPECT_EQ(abi::FindProfile(*region_, 5)->duration_ns, 700u);
+  EXPECT_EQ(table_.Find(5)->sample_count, 2u);
+  EXPECT_EQ(region_->entry_count, 1u);
+  EXPECT_TRUE(table_.TakeChanged().empty());
+  EXPECT_EQ(table_.LongestSince(1), 0) << "nobody runs it yet";
+}
+
+TEST_F(ProfileTableTest, WhatIsRestoredTakesNoOnesPlace) {
+  const std::vector<uint64_t> keys = KeysAt(3, abi::kProfileProbes + 1);
+  for (size_t i = 0; i < abi::kProfileProbes; ++i) Add(keys[i], 100, 1);
+  EXPECT_FALSE(table_.Restore(Known(keys.back(), 700)));
+  EXPECT_FALSE(table_.Restore(Known(keys.front(), 700))) << "what this run has learnt is newer";
+  EXPECT_EQ(table_.Find(keys.front())->duration_ns, 100);
+  EXPECT_EQ(table_.evictions(), 0u);
+  EXPECT_FALSE(table_.Restore(Known(0, 700)));
+  EXPECT_FALSE(table_.Restore(Known(~uint64_t{0}, 700)));
+}
+
+TEST_F(ProfileTableTest, ChangesAreTakenOnce) {
+  Add(1, 100, 1);
+  Add(2, 200, 1);
+  EXPECT_EQ(table_.TakeChanged().size(), 2u);
+  EXPECT_TRUE(table_.TakeChanged().empty());
+  table_.Find(2)->duration_ns = 250;
+  table_.Publish(*table_.Find(2));
+  const std::vector<KernelProfile> changed = table_.TakeChanged();
+  ASSERT_EQ(changed.size(), 1u);
+  EXPECT_EQ(changed.front().duration_ns, 250);
+}
+
+TEST_F(ProfileTableTest, AClearedTableKnowsNothingAndLearnsAgain) {
+  const std::vector<uint64_t> keys = KeysAt(3, 4);
+  for (const uint64_t key : keys) Add(key, 100, 1);
+  table_.Clear();
+  for (const uint64_t key : keys) EXPECT_EQ(abi::FindProfile(*region_, key), nullptr);
+  EXPECT_EQ(table_.size(), 0u);
+  EXPECT_EQ(region_->entry_count, 0u);
+  for (const uint64_t key : keys) Add(key, 300, 2);
+  for (const uint64_t key : keys) EXPECT_EQ(abi::FindProfile(*region_, key)->duration_ns, 300u);
+  EXPECT_EQ(table_.evictions(), 0u);
+}
+
 }  // namespace
 }  // namespace rubato::core

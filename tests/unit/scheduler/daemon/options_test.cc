@@ -79,5 +79,34 @@ TEST(OptionsTest, BadFlagsAreOneLineAndTwo) {
   }
 }
 
+std::string ProfileStoreWith(const char* state_home, const char* home) {
+  ::unsetenv("XDG_STATE_HOME");
+  ::unsetenv("HOME");
+  if (state_home != nullptr) ::setenv("XDG_STATE_HOME", state_home, 1);
+  if (home != nullptr) ::setenv("HOME", home, 1);
+  const ParsedOptions parsed = Parse({"--runtime-dir", "/run/x"});
+  return parsed.options.has_value() ? parsed.options->profile_store : "refused";
+}
+
+TEST(OptionsTest, TheProfileStoreIsAmongTheUsersState) {
+  EXPECT_EQ(ProfileStoreWith("/s", "/h"), "/s/rubato/profiles.sqlite");
+  EXPECT_EQ(ProfileStoreWith("", "/h"), "/h/.local/state/rubato/profiles.sqlite");
+  EXPECT_EQ(ProfileStoreWith("relative", "/h"), "/h/.local/state/rubato/profiles.sqlite");
+  EXPECT_EQ(ProfileStoreWith(nullptr, nullptr), "");
+  EXPECT_EQ(ProfileStoreWith(nullptr, "/"), "");
+}
+
+TEST(OptionsTest, TheProfileStoreCanBeElsewhereOrNowhere) {
+  ParsedOptions parsed = Parse({"--runtime-dir", "/run/x", "--profile-store", "/var/p"});
+  ASSERT_TRUE(parsed.options.has_value());
+  EXPECT_EQ(parsed.options->profile_store, "/var/p");
+  parsed = Parse({"--runtime-dir", "/run/x", "--profile-store", "none"});
+  ASSERT_TRUE(parsed.options.has_value());
+  EXPECT_EQ(parsed.options->profile_store, "");
+  parsed = Parse({"--runtime-dir", "/run/x", "--profile-store", "p.sqlite"});
+  EXPECT_FALSE(parsed.options.has_value());
+  EXPECT_EQ(parsed.exit_code, 2);
+}
+
 }  // namespace
 }  // namespace rubato::sched

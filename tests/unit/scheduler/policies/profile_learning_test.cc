@@ -124,5 +124,75 @@ TEST(ProfileLearningTest, ACountThatIsFullStaysInStep) {
   EXPECT_EQ(core::LongestRecent(profile), 1'000'000u);
 }
 
+core::KernelProfile StoredAs(Nanos duration_ns) {
+  return Remembered(11, abi::OpKind::kKernel, duration_ns, static_cast<uint32_t>(duration_ns), 0,
+                    100, true);
+}
+
+TEST(RememberedProfileTest, IsPredictedWithAtOnceAndMeasuredAtItsFirstLaunches) {
+  const core::KernelProfile profile = StoredAs(1'000'000);
+  const abi::ProfileEntry entry = core::ToProfileEntry(profile);
+  EXPECT_EQ(entry.duration_ns, 1'000'000u);
+  EXPECT_EQ(entry.max_ns, 1'000'000u);
+  EXPECT_EQ(entry.sample_count, kSettledSamples - kTrialSamples);
+}
+
+TEST(RememberedProfileTest, StandsWhereMeasurementsAgree) {
+  core::KernelProfile profile = StoredAs(1'000'000);
+  for (const uint32_t measured : {1'040'000u, 990'000u, 1'010'000u})
+    LearnDuration(SampleOf(measured), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000);
+  EXPECT_EQ(profile.sample_count, kSettledSamples);
+  EXPECT_EQ(profile.measured, 103u);
+  // And from then on it is one like any other.
+  for (int i = 0; i < 10; ++i) LearnDuration(SampleOf(1'200'000), 1, &profile);
+  EXPECT_GT(profile.duration_ns, 1'180'000);
+}
+
+TEST(RememberedProfileTest, AColdFirstLaunchDoesNotEndIt) {
+  core::KernelProfile profile = StoredAs(1'000'000);
+  for (const uint32_t measured : {9'000'000u, 1'005'000u, 1'001'000u})
+    LearnDuration(SampleOf(measured), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000);
+  EXPECT_LE(core::LongestRecent(profile), 1'010'000u);
+}
+
+// Whatever factor it is wrong by: right after three measurements, and settled after five.
+TEST(RememberedProfileTest, AWrongOneIsRightAfterThreeMeasurements) {
+  for (const Nanos stored : {Nanos{1}, Nanos{10'000}, Nanos{700'000}, Nanos{1'500'000},
+                             Nanos{100'000'000}, Nanos{4'000'000'000}}) {
+    core::KernelProfile profile = StoredAs(stored);
+    for (const uint32_t measured : {1'010'000u, 1'000'000u, 990'000u})
+      LearnDuration(SampleOf(measured), 1, &profile);
+    EXPECT_EQ(profile.duration_ns, 1'000'000) << stored;
+    EXPECT_EQ(core::LongestRecent(profile), 1'010'000u) << stored;
+    EXPECT_LE(profile.spread_ns, 20'000) << stored;
+    EXPECT_EQ(profile.sample_count, kTrialSamples) << stored;
+    LearnDuration(SampleOf(1'000'000), 1, &profile);
+    LearnDuration(SampleOf(1'000'000), 1, &profile);
+    EXPECT_EQ(profile.duration_ns, 1'000'000) << stored;
+    EXPECT_EQ(core::ToProfileEntry(profile).sample_count, kSettledSamples) << stored;
+  }
+}
+
+TEST(RememberedProfileTest, OneThatWasNeverMeasuredCleanlyEndsWithTheFirstThatIs) {
+  core::KernelProfile profile =
+      Remembered(11, abi::OpKind::kKernel, 3'000'000, 3'000'000, 0, 4, false);
+  LearnDuration(SampleOf(1'000'000), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000);
+  EXPECT_EQ(profile.sample_count, 1u);
+  EXPECT_EQ(profile.trial, 0u);
+}
+
+// As in a program beside a neighbour that is always there.
+TEST(RememberedProfileTest, DisturbedMeasurementsDoNotJudgeItUnlessTheyAreShorter) {
+  core::KernelProfile profile = StoredAs(1'000'000);
+  for (int i = 0; i < 10; ++i) LearnDuration(SampleOf(9'000'000, 1000, true), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 1'000'000);
+  EXPECT_EQ(profile.trial, kTrialSamples);
+  for (int i = 0; i < 3; ++i) LearnDuration(SampleOf(400'000, 1000, true), 1, &profile);
+  EXPECT_EQ(profile.duration_ns, 400'000);
+}
+
 }  // namespace
 }  // namespace rubato::policies
