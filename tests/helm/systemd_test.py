@@ -59,13 +59,16 @@ class Units(unittest.TestCase):
                 words = [PROGRAMS.get(word, word) for word in words]
                 words = [re.sub(r"^--runtime-dir=.*/", f"--runtime-dir={folder}/", word)
                          for word in words]
+                words = [re.sub(r"^--profile-store=.*/", f"--profile-store={folder}/", word)
+                         for word in words]
                 # As systemd listens for the readiness of a unit of Type=notify.
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
                     listener.bind(os.path.join(folder, "notify"))
                     listener.settimeout(rig.DEADLINE_S)
                     process = subprocess.Popen(
                         words, stdin=subprocess.DEVNULL,
-                        env={**os.environ, "NOTIFY_SOCKET": os.path.join(folder, "notify")})
+                        env={**os.environ, "NOTIFY_SOCKET": os.path.join(folder, "notify"),
+                             "XDG_STATE_HOME": folder})
                     try:
                         self.assertIn(b"READY=1", listener.recv(4096))
                         process.terminate()
