@@ -114,7 +114,7 @@ static_assert(sizeof(SessionEntry) == 32);
 // this bit, which only the scheduler can write: pretending to be busy starves nobody.
 inline constexpr uint32_t kSessionMayHold = 1u << 0;
 
-// Written before the first session attaches, constant afterwards.
+// Written before the first session attaches, constant afterwards, except `sample_every`.
 struct alignas(64) DeviceConstants {
   uint32_t mode;  // Mode.
   uint32_t sm_count;
@@ -125,7 +125,8 @@ struct alignas(64) DeviceConstants {
   uint64_t unknown_op_ns;      // Duration assumed for an op of unknown key.
   uint64_t marker_work_ns;     // A best-effort stream gets a marker after this much predicted work,
   uint32_t marker_ops;         // or after this many ops, whichever comes first.
-  uint32_t sample_every;       // One op in this many of a known key is measured.
+  uint32_t sample_every;       // One op in this many of a known key is measured. Atomic: 1 while a
+                               // program is being profiled.
   uint64_t depth_ns;           // Work in flight allowed per device while no real-time tenant is
                                // attached; 0: unlimited.
   uint64_t fallback_bound_ns;  // The same once the scheduler is lost and no model is valid.

@@ -41,7 +41,8 @@ bool SampleDue(DeviceSession* session, StreamState* stream, uint64_t expected_ns
     abi::StoreRelaxed(stream->until_sample, static_cast<uint32_t>(left - weight));
     return false;
   }
-  const uint32_t every = abi::LoadAcquire(session->view)->page->constants.sample_every;
+  const uint32_t every =
+      abi::LoadRelaxed(abi::LoadAcquire(session->view)->page->constants.sample_every);
   if (every == 0) return false;
   // xorshift32; from a half to one and a half intervals.
   uint32_t random = abi::LoadRelaxed(stream->random);
