@@ -38,6 +38,7 @@ SYSCTLS = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/pa
            "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes")
 
 PR_SET_PDEATHSIG = 1
+MS_BIND = 4096
 
 
 class Ended(BaseException):
@@ -304,10 +305,18 @@ def furnish():
         for pid in read(os.path.join(hierarchy.path, "cgroup.procs")).split():
             if pid != "0":
                 write(os.path.join(system, "cgroup.procs"), pid)
+    checkout = os.open(ROOT, os.O_PATH)
     for place, mode in (("/run", "755"), ("/var", "755"), ("/dev/shm", "1777"), ("/tmp", "1777")):
         mount("tmpfs", "tmpfs", place, f"mode={mode}")
     for folder in ("lib", "log", "tmp", "cache"):
         os.makedirs(f"/var/{folder}")
+    if not os.path.exists(ROOT):
+        # The checkout itself lies below one of the places that have just been covered.
+        os.makedirs(ROOT)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(f"/proc/self/fd/{checkout}".encode(), ROOT.encode(), None, MS_BIND, None):
+            raise OSError(ctypes.get_errno(), f"cannot bring {ROOT} into the node")
+    os.close(checkout)
     os.symlink("/run", "/var/run")
     # On disk: images, volumes and what Rubato keeps on the host.
     for folder in ("containerd", "kubelet", "rubato", "etcd", "prometheus"):

@@ -153,8 +153,8 @@ class Scenario:
     def status(self):
         """`rubato status` as an administrator calls it on the node; None without a scheduler."""
         result = subprocess.run(
-            [os.path.join(self.options.build_dir, "bin", "rubato"), "status", "--output",
-             "json"], text=True, capture_output=True, check=False,
+            [os.path.join(images.FOLDERS, "rubato", "usr", "bin", "rubato"), "status",
+             "--output", "json"], text=True, capture_output=True, check=False,
             env={**os.environ, "RUBATO_RUNTIME_DIR": "/run/rubato"})
         try:
             document = json.loads(result.stdout)
