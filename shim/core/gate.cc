@@ -20,8 +20,6 @@ constexpr uint64_t kSpinBudget = 8;
 constexpr uint64_t kOverdueNapNs = 100'000;
 // A queue that was predicted too long is noticed within this.
 constexpr uint64_t kQueueNapNs = 500'000;
-// Claims are published in steps of this many nanoseconds, a power of two less one.
-constexpr uint64_t kClaimStepNs = (1u << 14) - 1;
 // A queue, or the room behind it, has about this many markers in it: they cost the GPU a pause as
 // well as the host a call.
 constexpr uint64_t kQueueParts = 8;
@@ -236,17 +234,14 @@ uint64_t OwnInflightNs(const Driver& driver, DeviceSession* session, uint64_t no
 
 namespace {
 
-// Publishes an op behind what is in flight, rounded up, so that threads which launch short ops do
-// not write the line that all of them read each time. Threads that race may each shorten the
-// other's claim for one op.
+// Publishes an op behind what is in flight. Threads that race may each shorten the other's claim
+// for one op.
 void Publish(DeviceSession* session, uint64_t begin_ns, uint64_t queue_ns, uint64_t op_ns) {
   abi::WorkLine& work = session->slot->work;
-  const uint64_t until_ns = (begin_ns + queue_ns + op_ns) | kClaimStepNs;
-  if (abi::LoadRelaxed(work.inflight_until_ns) != until_ns) {
-    abi::StoreRelease(work.inflight_until_ns, until_ns);
-  }
-  if (queue_ns == 0 || op_ns > abi::LoadRelaxed(work.longest_op_ns)) {
-    if (abi::LoadRelaxed(work.longest_op_ns) != op_ns) abi::StoreRelaxed(work.longest_op_ns, op_ns);
+  abi::StoreRelease(work.inflight_until_ns, begin_ns + queue_ns + op_ns);
+  const uint64_t longest_ns = abi::LoadRelaxed(work.longest_op_ns);
+  if (op_ns > longest_ns || (queue_ns == 0 && op_ns != longest_ns)) {
+    abi::StoreRelaxed(work.longest_op_ns, op_ns);
   }
 }
 
